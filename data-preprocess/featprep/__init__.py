@@ -1,0 +1,37 @@
+"""featprep: folders of images → dense feature maps of frozen vision encoders.
+
+    import featprep
+    maps = featprep.encode(images, model="facebook/dinov2-base", size=448)
+    with featprep.open("features/") as run:
+        feature, mask, meta = run["a/b"]
+
+Importing this loads nothing heavy: each name below is fetched when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featprep.api import encode
+    from featprep.runs import open_run as open
+
+# name for users → (module, name there). No module bears one of these names: importing it would
+# rebind the attribute.
+_EXPORTS = {"encode": ("featprep.api", "encode"), "open": ("featprep.runs", "open_run")}
+
+try:
+    __version__ = version("featprep")
+except PackageNotFoundError:  # run from a checkout that is not installed
+    __version__ = "0.1.0"
+
+__all__ = ["encode", "open"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'featprep' has no attribute {name!r}")
+    module, attribute = _EXPORTS[name]
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,124 @@
+"""`featprep.encode`: the command's own code on images in memory, without a file written."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from featprep import encoders, images
+from featprep.config import FIELDS, EncodeConfig, parse_value
+from featprep.decoding import prepare_bytes, prepare_picture
+from featprep.errors import ImageError, UsageError
+from featprep.records import AnyArray, Failure, FeatureMaps, ImageRef, Prepared
+from featprep.session import Session, open_session
+from featprep.settings import nearest
+
+ImageLike = str | os.PathLike[str] | bytes | Image.Image | AnyArray
+
+# What belongs to files and runs has no meaning here.
+_NOT_HERE = {"input", "output", "mask_dir", "names", "save_meta", "overwrite", "moved", "break_lock",
+             "shard", "limit", "plan", "quiet", "verbose", "summary", "workers",
+             "decode_timeout"}  # fmt: skip
+
+
+def encode(
+    images: ImageLike | Iterable[ImageLike], *, model: str, **settings: Any
+) -> FeatureMaps:
+    """Encode images held in memory or on disk.
+
+    images: one image or an iterable of them; each a path, the bytes of a file, a PIL image or an array
+    (H, W), (H, W, 1|2|3|4) of uint8, uint16, bool or float. `settings` are those of the command line
+    (`size=448`, `size=(224, 448)`, `resize="pad"`, `fp16=True` …).
+
+    Returns FeatureMaps: `.map` (B, C, grid_h, grid_w) float32 or float16, `.masks` (B, grid_h, grid_w)
+    uint8, or None with mask="none". Row i is image i. Raises UsageError for a bad setting, WeightsError,
+    and ImageError for the first image that cannot be read or encoded, naming its position.
+
+    The encoder of the last call is kept, so a second call does not load it again.
+    """
+    config = _config(model, settings)
+    session = _session(config)
+    prepared = [_prepare(i, image, session) for i, image in enumerate(_each(images))]
+    if not prepared:
+        raise UsageError("featprep.encode was given no image; give it at least one")
+    features = _features(prepared, session)
+    layer = session.encoder.spec.depth - 1
+    masks = [item.mask for item in prepared if item.mask is not None]
+    return FeatureMaps({layer: np.stack(features)}, masks=np.stack(masks) if masks else None)
+
+
+def _config(model: str, settings: dict[str, Any]) -> EncodeConfig:
+    allowed = [name for name in FIELDS if name not in _NOT_HERE]
+    for name in settings:
+        if name not in allowed:
+            raise UsageError(
+                f"featprep.encode has no setting {name!r}.{nearest(name, allowed)} "
+                f"There are: {', '.join(allowed)}"
+            )
+    values = {name: parse_value(name, raw) for name, raw in settings.items() if raw is not None}
+    return EncodeConfig(**{**values, "input": "(memory)", "output": "(memory)", "model": model})
+
+
+@functools.lru_cache(maxsize=1)
+def _session(config: EncodeConfig) -> Session:
+    return open_session(config, encoders.resolve(config.model, "any"))
+
+
+def _each(given: ImageLike | Iterable[ImageLike]) -> Iterator[ImageLike]:
+    if isinstance(given, str | os.PathLike | bytes | Image.Image | np.ndarray):
+        yield given
+    else:
+        yield from given
+
+
+def _prepare(position: int, image: ImageLike, session: Session) -> Prepared:
+    name = f"image {position}"
+    try:
+        if isinstance(image, Image.Image | np.ndarray):
+            return _prepare_array(name, image, session)
+        path = "" if isinstance(image, bytes) else os.fspath(image)
+        data = image if isinstance(image, bytes) else _read(path)
+        ref = ImageRef(path or name, path or name, path, len(data), 0)
+        return prepare_bytes(data, ref, session.rules)
+    except ImageError as error:
+        where = name if not isinstance(image, str | os.PathLike) else f"{name} ({image})"
+        raise ImageError(f"{where}: {error}", error.stage) from error
+
+
+def _read(path: str) -> bytes:
+    try:
+        with io.open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ImageError(error.strerror or str(error), "read") from error
+
+
+def _prepare_array(name: str, image: Image.Image | AnyArray, session: Session) -> Prepared:
+    picture = images.picture_of(image)
+    sha256 = hashlib.sha256(picture.rgb.tobytes()).hexdigest()  # there is no file: of its pixels
+    ref = ImageRef(name, name, "", 0, 0)
+    return prepare_picture(picture, picture.alpha, ref, session.resolved.geometry, sha256)
+
+
+def _features(prepared: list[Prepared], session: Session) -> list[AnyArray]:
+    shapes = {item.pixels.shape[1:] for item in prepared}
+    if len(shapes) > 1:
+        sizes = ", ".join(f"{h}×{w}" for h, w in sorted(shapes))
+        raise UsageError(
+            f"these images give inputs of different sizes ({sizes}), which do not stack: encode "
+            "them one by one, or use resize='crop', 'squash' or 'pad'"
+        )
+    encoder, features = session.batch_encoder(), []
+    for start in range(0, len(prepared), session.batch_size):
+        for row in encoder.encode(prepared[start : start + session.batch_size]):
+            if isinstance(row, Failure):
+                raise ImageError(f"{row.source}: {row.reason}", row.stage)
+            features.append(row[1])
+    return features

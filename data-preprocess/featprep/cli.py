@@ -1,0 +1,71 @@
+"""Dispatch: which command, and what its outcome means to the shell. The one place that catches all."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from featprep.errors import FeatprepError
+from featprep.settings import nearest
+
+# name → (module, what it does)
+COMMANDS = {
+    "encode": ("featprep.commands.encode", "images → feature maps and masks"),
+    "show": ("featprep.commands.show", "one result as a picture: image | mask | components"),
+    "models": ("featprep.commands.models", "the encoders there are"),
+    "settings": ("featprep.commands.settings", "every setting of encode, as a table"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`featprep COMMAND …`; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help_text())
+        return 0
+    if words[0] not in COMMANDS:
+        hint = nearest(words[0], COMMANDS)
+        print(f"featprep: no command {words[0]!r}.{hint} There are: {', '.join(COMMANDS)}",
+              file=sys.stderr)  # fmt: skip
+        return 2
+    command = importlib.import_module(COMMANDS[words[0]][0])
+    return _guarded(lambda: int(command.main(words[1:])))
+
+
+def main_encode(family: str, argv: Sequence[str] | None = None) -> int:
+    """The entry scripts: `featprep encode` with the family fixed (clip or dino)."""
+    from featprep.commands import encode
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    prog = os.path.basename(sys.argv[0])
+    return _guarded(lambda: encode.main(words, prog=prog, script=family))
+
+
+def _guarded(command: Callable[[], int]) -> int:
+    try:
+        return command()
+    except FeatprepError as error:
+        print(f"featprep: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("featprep: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the flush at exit would fail again
+        return 1
+    except Exception:
+        traceback.print_exc()
+        print("featprep: this is a defect of ours; please report it with the lines above",
+              file=sys.stderr)  # fmt: skip
+        return 1
+
+
+def _help_text() -> str:
+    rows = "\n".join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items())
+    return (
+        "featprep: folders of images → dense feature maps of frozen vision encoders\n\n"
+        f"usage: featprep COMMAND …\n\n{rows}\n\nfeatprep COMMAND --help tells the rest."
+    )

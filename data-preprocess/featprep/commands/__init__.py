@@ -1,0 +1,1 @@
+"""The commands, one file each. With cli.py the only code that prints or exits."""

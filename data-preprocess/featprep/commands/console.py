@@ -1,0 +1,108 @@
+"""What an encoding run says on stderr while it goes: lines, one progress bar, shapes, failures."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from featprep.naming import printable
+from featprep.records import AnyArray, Failure, Prepared
+from featprep.runner import Events, Totals
+
+PLAIN_EVERY_S = 10.0
+SHOWN_FAILURES = 10
+
+
+def say(label: str, text: str) -> None:
+    """One labelled line, above the bar if one is drawn."""
+    tqdm.write(f"{label:<8} {text}", file=sys.stderr)
+    sys.stderr.flush()
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    return "(" + ",".join(map(str, shape)) + ")"
+
+
+class Progress(Events):
+    """A bar on a terminal, a plain line every ten seconds elsewhere, nothing with --quiet."""
+
+    def __init__(self, total: int, done: int, *, quiet: bool, verbose: bool) -> None:
+        self.quiet, self.verbose = quiet, verbose
+        self.count, self.total, self.failed, self.told = done, total, 0, 0
+        self._seen: set[tuple[int, ...]] = set()
+        self._pending: dict[tuple[int, ...], str] = {}  # told when the first map of the size is there
+        self._began = self._last = time.monotonic()
+        self._start = done
+        self._bar = None
+        if not quiet and sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=done, unit=" images", file=sys.stderr)
+
+    def show_shapes(self, batch: int, tokens: tuple[int, int] | None, image: Prepared) -> None:
+        """Once for every new size: pixels → tokens; the map and mask follow with the first row."""
+        if self.quiet or image.pixels.shape in self._seen:
+            return
+        self._seen.add(image.pixels.shape)
+        middle = f" → tokens {shape_text((batch, *tokens))}" if tokens else ""
+        pixels = shape_text((batch, *image.pixels.shape))
+        self._pending[image.pixels.shape] = f"pixels {pixels}{middle}"
+
+    def on_row(self, image: Prepared, feature: AnyArray) -> None:
+        mask = "" if image.mask is None else f", mask {shape_text(image.mask.shape)} {image.mask.dtype}"
+        result = f"map {shape_text(feature.shape)} {feature.dtype}{mask}"
+        pending = self._pending.pop(image.pixels.shape, None)
+        if pending:
+            say("shapes", f"{pending} → {result}")
+        if self.verbose:
+            size = "×".join(map(str, image.meta["geometry"]["source_size"]))
+            say("image", f"{printable(image.ref.source)} {size} → {result}")
+        self._step()
+
+    def on_failure(self, failure: Failure) -> None:
+        self.failed += 1
+        if self.told < SHOWN_FAILURES or self.verbose:
+            say("failed", f"{printable(failure.source)}: {failure.stage}: {printable(failure.reason)}")
+            self.told += 1
+        elif self.told == SHOWN_FAILURES and not self.quiet:
+            say("failed", "… more: see failures.jsonl when the run ends")
+            self.told += 1
+        self._step()
+
+    def on_replaced(self) -> None:
+        """An image counted as done before is encoded again."""
+        self.count -= 1
+        if self._bar is not None:
+            self._bar.update(-1)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _step(self) -> None:
+        self.count += 1
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{self.failed} failed" if self.failed else "", refresh=False)
+            self._bar.update(1)
+        elif not self.quiet and time.monotonic() - self._last >= PLAIN_EVERY_S:
+            self._last = time.monotonic()
+            rate = (self.count - self._start) / (self._last - self._began)
+            say("progress", f"{self.count:,}/{self.total:,} images, {rate:,.1f} images/s, "
+                            f"{self.failed:,} failed")  # fmt: skip
+
+
+def size_text(count: float) -> str:
+    """Bytes as people read them, powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def time_text(totals: Totals) -> str:
+    done = totals.encoded + totals.failed
+    rate = done / totals.wall_s if totals.wall_s else 0.0
+    busy = "  ".join(f"{name} {share * 100:.0f} %" for name, share in totals.busy().items())
+    return f"{totals.wall_s:.1f} s, {rate:,.1f} images/s; busy: {busy}"

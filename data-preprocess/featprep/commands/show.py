@@ -1,0 +1,83 @@
+"""`featprep show OUT KEY`: one result as a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from featprep.commands.flags import Parser
+from featprep.errors import InputError
+from featprep.naming import printable
+from featprep.settings import nearest
+
+if TYPE_CHECKING:
+    from featprep.records import UInt8
+    from featprep.runs import Run
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = Parser(
+        "featprep show",
+        "Draw one result: image | mask | first three principal components.\n\n"
+        "  featprep show features/ a/b --out a_b.png",
+    )
+    parser.add_argument("output", metavar="OUT", help="the folder a run wrote")
+    parser.add_argument("key", metavar="KEY", help="the image's path below the input, no suffix")
+    parser.add_argument("--out", metavar="FILE", help="where the picture goes (default: KEY.png here)")
+    flags = parser.read(argv)
+    out = flags.out or os.path.basename(flags.key) + ".png"
+    size = draw(flags.output, flags.key, out)
+    print(f"{out}  {size[0]}×{size[1]}")
+    return 0
+
+
+def draw(output: str, key: str, out: str) -> tuple[int, int]:
+    """Write the picture; returns (width, height). Raises InputError for an unknown key."""
+    from featprep.runs import Run
+    from featprep.show import panels
+    from featprep.stores.base import write_whole
+
+    run = Run(output)
+    if key not in run:
+        hint = nearest(key, itertools.islice(run, 10_000))
+        raise InputError(f"{output}: no result of key {key!r}.{hint} `ls {output}` shows what is there")
+    feature, mask, _ = run[key]
+    sheet = panels(_pixels(run, key), mask, feature)
+    picture = io.BytesIO()
+    sheet.save(picture, "PNG")
+    write_whole(os.path.abspath(out), [picture.getvalue()])
+    return sheet.size
+
+
+def _pixels(run: Run, key: str) -> UInt8 | None:
+    """What the network saw, made again from the source; None, and said, where that is gone."""
+    from featprep.decoding import DecodeRules, prepare
+    from featprep.geometry import Geometry
+    from featprep.records import Failure, ImageRef
+
+    line = run.record(key)
+    names = [item.name for item in dataclasses.fields(Geometry)]
+    geometry = Geometry.from_dict({name: run.fingerprint[name] for name in names})
+    source = line["source"] if line else key
+    path = _source_path(run.input, source)
+    outcome = prepare(ImageRef(key, source, path, 0, 0), DecodeRules(geometry))
+    if isinstance(outcome, Failure):
+        print(f"show: without the image, {printable(path)}: {outcome.reason}", file=sys.stderr)
+        return None
+    return outcome.pixels
+
+
+def _source_path(root: str, source: str) -> str:
+    """Where a source stands: below an input folder, beside a list or by its absolute path, or it
+    is the one image of the input."""
+    if os.path.isdir(root):
+        return os.path.join(root, source)
+    if not root.lower().endswith(".txt"):
+        return root
+    beside = os.path.join(os.path.dirname(root), source)
+    return beside if os.path.exists(beside) else "/" + source

@@ -1,0 +1,213 @@
+"""Every setting of an encoding run: its name, default, kind and meaning, in one table.
+
+Defaults < YAML < flags. The command line, the YAML reader and configs/README.md are all made from the
+fields below. Checks that need no encoder are here; what depends on the encoder is checked where the
+encoder is known, still before any work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from featprep import settings as kinds
+from featprep.errors import UsageError
+from featprep.settings import Kind, nearest
+
+Size = tuple[int, int] | str
+
+
+def _setting(default: Any, kind: Kind, help: str, shown: str | None = None) -> Any:
+    """A field with its kind, its meaning and, where the default reads oddly, how to show it."""
+    return field(default=default, metadata={"kind": kind, "help": help, "shown": shown})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeConfig:
+    """The settings of one run, checked. Field order is the order of `--help` and of the table."""
+
+    input: str = _setting(
+        "", kinds.text("a folder, one image, or a .txt list"), "what to encode", "required"
+    )
+    output: str = _setting(
+        "",
+        kinds.text("a folder"),
+        "where results go; may lie inside the input, or be it",
+        "required",
+    )
+    model: str = _setting(
+        "",
+        kinds.text("a name, FAMILY:NAME, a local folder or file, or tiny"),
+        "the encoder",
+        "`ViT-L/14` (CLIP), `facebook/dinov2-large` (DINO), else required",
+    )
+    size: Size | None = _setting(
+        None,
+        kinds.size(),
+        "input side in pixels; patch sized cells are made of it",
+        "224 for plain names, native for FAMILY:NAME",
+    )
+    resize: str = _setting(
+        "crop",
+        kinds.choice("crop", "squash", "pad", "keep", "native"),
+        "short side then centre crop; stretch; long side then pad; no crop, own size; the checkpoint's recipe",
+    )
+    max_tokens: int = _setting(
+        16384, kinds.count(1, example=16384), "with --resize keep: most cells an image may have"
+    )
+    background: str = _setting(
+        "black", kinds.colour(), "what stands behind transparent pixels and in padding"
+    )
+    mask: str = _setting(
+        "any",
+        kinds.choice("any", "coverage", "none"),
+        "cell is 1 if any pixel of it is opaque enough; float share of alpha; no mask file",
+    )
+    alpha_threshold: float = _setting(
+        0.0, kinds.number(0, 1, 0.5), "a pixel counts for the mask if its alpha is above this"
+    )
+    mask_dir: str | None = _setting(
+        None, kinds.text("a folder"), "masks from image files of the same key, instead of alpha"
+    )
+    feature: str = _setting(
+        "patch",
+        kinds.choice("patch", "projected"),
+        "last block's map; or, for CLIP, the final norm and projection of each patch",
+    )
+    pos_embed: str = _setting(
+        "transformers",
+        kinds.choice("transformers", "hub"),
+        "whose interpolation of position embeddings to follow off the native size",
+    )
+    device: str = _setting(
+        "auto",
+        kinds.text("auto, cpu, cuda, gpu, cuda:N, mps"),
+        "where the encoder runs; auto is cuda, else mps, else cpu",
+    )
+    fp16: bool = _setting(
+        False, kinds.switch(), "half-precision compute where it pays, float16 storage"
+    )
+    precision: str | None = _setting(
+        None, kinds.choice("fp32", "bf16", "fp16"), "compute alone", "from --fp16 and the device"
+    )
+    batch_size: int | None = _setting(
+        None, kinds.count(1, auto=True), "images a forward pass", "auto"
+    )
+    workers: int | None = _setting(
+        None, kinds.count(1, auto=True, example=4), "processes that read and decode", "auto"
+    )
+    decode_timeout: float = _setting(
+        60.0, kinds.number(0.1, 86400, 60), "seconds an image may take to decode"
+    )
+    max_pixels: int = _setting(
+        200_000_000, kinds.count(1, example=200000000), "larger images are refused undecoded"
+    )
+    names: str = _setting(
+        "stem",
+        kinds.choice("stem", "full"),
+        "a/b.png gives a/b.npy; or a/b.png.npy, for inputs whose stems collide",
+    )
+    save_meta: bool = _setting(False, kinds.switch(), "write NAME.json beside each feature file")
+    overwrite: bool = _setting(False, kinds.switch(), "replace results that are there")
+    moved: bool = _setting(False, kinds.switch(), "the images moved: accept another input folder")
+    break_lock: bool = _setting(
+        False, kinds.switch(), "take over the output from a run on another host that is known dead"
+    )
+    shard: tuple[int, int] | None = _setting(
+        None, kinds.shard(), "only the I-th of N disjoint parts, for job arrays", "all"
+    )
+    limit: int | None = _setting(
+        None, kinds.count(1, example=100), "only the first N images", "all"
+    )
+    trust_weights: bool = _setting(
+        False, kinds.switch(), "open a TorchScript archive that OpenAI did not publish"
+    )
+    plan: bool = _setting(False, kinds.switch(), "say what would be done, do nothing")
+    quiet: bool = _setting(False, kinds.switch(), "errors and the closing lines only")
+    verbose: bool = _setting(False, kinds.switch(), "every image's shapes")
+    summary: str | None = _setting(
+        None, kinds.text("a file name"), "write the closing figures there as JSON"
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("input", "output", "model"):
+            if not getattr(self, name):
+                raise UsageError(f"--{name} is required: {FIELDS[name].metadata['help']}")
+        if self.quiet and self.verbose:
+            raise UsageError("--quiet and --verbose exclude each other: give one of them")
+        if self.mask_dir is not None and self.mask == "none":
+            raise UsageError("--mask_dir with --mask none: drop one of them")
+        if self.resize in ("keep", "native") and self.size not in (None, "native"):
+            own = {"keep": "each image's own size", "native": "the checkpoint's own size"}
+            raise UsageError(
+                f"--resize {self.resize} takes {own[self.resize]}: drop --size, or use "
+                "--resize crop, squash or pad"
+            )
+
+
+FIELDS = {item.name: item for item in dataclasses.fields(EncodeConfig)}
+SWITCHES = {name for name, item in FIELDS.items() if item.metadata["kind"].is_switch}
+
+
+def parse_value(name: str, raw: object) -> Any:
+    """The value of setting `name` from a flag's text or a YAML scalar. Raises UsageError."""
+    if isinstance(raw, list | tuple):
+        raw = ",".join(str(part) for part in raw)
+    if raw is None or isinstance(raw, dict):
+        example = " (quote colours: '#ff8800')" if name == "background" else ""
+        raise UsageError(
+            f"{name} in the YAML has no plain value{example}: give one or drop the key"
+        )
+    if isinstance(raw, float) and raw.is_integer():
+        raw = int(raw)
+    kind: Kind = FIELDS[name].metadata["kind"]
+    return kind.parse(name, str(raw))
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """Settings of a YAML file, parsed and checked one by one. Raises UsageError."""
+    import yaml
+
+    try:
+        text = Path(path).read_bytes()
+        loaded = yaml.safe_load(text) or {}
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror or error}; give a YAML file") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        first = " ".join(str(error).split())
+        raise UsageError(f"--config {path}: not YAML: {first}") from error
+    if not isinstance(loaded, dict):
+        raise UsageError(f"--config {path}: not a table of settings; write lines such as size: 224")
+    return {name: value for name, value in (_yaml_item(path, item) for item in loaded.items())}
+
+
+def _yaml_item(path: str, item: tuple[object, object]) -> tuple[str, Any]:
+    name = str(item[0]).replace("-", "_")
+    if name not in FIELDS:
+        hint = nearest(name, FIELDS) or " configs/README.md lists the keys."
+        raise UsageError(f"--config {path}: unknown key {item[0]}.{hint}")
+    return name, parse_value(name, item[1])
+
+
+def make_config(
+    flags: Mapping[str, Any], config_file: str | None = None, **defaults: Any
+) -> EncodeConfig:
+    """Defaults < YAML < flags (already parsed values)."""
+    from_yaml = read_yaml(config_file) if config_file else {}
+    return EncodeConfig(**{**defaults, **from_yaml, **flags})
+
+
+def markdown_table() -> str:
+    """The body of configs/README.md."""
+    rows = ["| key | meaning | allowed | default |", "|---|---|---|---|"]
+    for name, item in FIELDS.items():
+        shown = item.metadata["shown"] or str(item.default).lower()
+        if item.default is None and not item.metadata["shown"]:
+            shown = "none"
+        rows.append(
+            f"| `{name}` | {item.metadata['help']} | {item.metadata['kind'].allowed} | {shown} |"
+        )
+    return "\n".join(rows) + "\n"

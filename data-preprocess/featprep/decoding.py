@@ -1,0 +1,201 @@
+"""One decode job: read → decode → place → render → mask; and the processes that run it.
+
+A decoder that hangs is stopped at a time limit, one that crashes takes only its worker along: either
+costs its image alone. Workers import no torch. Knows no encoder, no store, no run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from pebble import ProcessExpired, ProcessPool
+
+from featprep import images
+from featprep.errors import ImageError
+from featprep.geometry import Geometry, place, render
+from featprep.masks import mask_grid
+from featprep.naming import printable
+from featprep.records import AnyArray, Failure, ImageRef, Picture, Prepared
+
+Outcome = Prepared | Failure
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRules:
+    """What every job of a run shares."""
+
+    geometry: Geometry
+    max_pixels: int = 200_000_000
+    mask_dir: str | None = None
+
+
+def prepare(ref: ImageRef, rules: DecodeRules) -> Outcome:
+    """Everything between a path and the network's pixels. What is wrong with the image is a Failure."""
+    try:
+        began = time.perf_counter()
+        data, ref = _read(ref)
+        read = time.perf_counter()
+        prepared = prepare_bytes(data, ref, rules)
+        decoded = time.perf_counter()
+    except ImageError as error:
+        return Failure(ref.key, ref.source, error.stage, str(error))
+    except MemoryError:
+        return Failure(ref.key, ref.source, "decode", "not enough memory to decode it")
+    return dataclasses.replace(prepared, read_s=read - began, decode_s=decoded - read)
+
+
+def prepare_bytes(data: bytes, ref: ImageRef, rules: DecodeRules) -> Prepared:
+    picture = images.decode(data, max_pixels=rules.max_pixels)
+    alpha = picture.alpha if rules.mask_dir is None else _mask_file(ref, picture, rules)
+    return prepare_picture(picture, alpha, ref, rules.geometry, hashlib.sha256(data).hexdigest())
+
+
+def prepare_picture(
+    picture: Picture, alpha: AnyArray | None, ref: ImageRef, geometry: Geometry, sha256: str
+) -> Prepared:
+    width, height = picture.rgb.size
+    placement = place(geometry, height, width)
+    meta = {
+        "source": ref.source,
+        "source_bytes": ref.size,
+        "sha256": sha256,
+        "stored_size": list(picture.stored_size),
+        "orientation": picture.orientation,
+        "mode": picture.mode,
+        "notes": list(picture.notes),
+        "geometry": placement.metadata(),
+    }
+    pixels = render(picture, placement, geometry)
+    return Prepared(ref, pixels, mask_grid(alpha, placement, geometry), sha256, meta)
+
+
+def _read(ref: ImageRef) -> tuple[bytes, ImageRef]:
+    """The bytes, and the size and time of what was truly read: the file may have changed."""
+    try:
+        with open(ref.path, "rb") as file:
+            data = file.read()
+            found = os.fstat(file.fileno())
+    except OSError as error:
+        raise ImageError(error.strerror or str(error), "read") from error
+    return data, dataclasses.replace(ref, size=found.st_size, mtime_ns=found.st_mtime_ns)
+
+
+def _mask_file(ref: ImageRef, picture: Picture, rules: DecodeRules) -> AnyArray:
+    stem = os.path.splitext(ref.source)[0]
+    folder = os.path.join(str(rules.mask_dir), os.path.dirname(stem))
+    found = _mask_candidates(folder, os.path.basename(stem), os.path.basename(ref.source))
+    if len(found) != 1:
+        what = "no mask file" if not found else f"several mask files ({', '.join(found)})"
+        raise ImageError(f"{what} for it in --mask_dir: wanted {printable(stem)}.png or another "
+                         "image suffix", "mask")  # fmt: skip
+    try:
+        with open(os.path.join(folder, found[0]), "rb") as file:
+            alpha: AnyArray = images.decode_mask(file.read(), max_pixels=rules.max_pixels)
+    except (OSError, ImageError) as error:
+        raise ImageError(f"mask file {printable(found[0])}: {error}", "mask") from error
+    width, height = picture.rgb.size
+    if alpha.shape != (height, width):
+        raise ImageError(
+            f"mask file {printable(found[0])} is {alpha.shape[1]}×{alpha.shape[0]}, the image "
+            f"{width}×{height}: they must agree",
+            "mask",
+        )
+    return alpha
+
+
+def _mask_candidates(folder: str, stem: str, name: str) -> list[str]:
+    """`stem` with any image suffix; a file called as the image itself settles it."""
+    wanted = [stem + suffix for suffix in sorted(images.SUFFIXES)]
+    wanted += [stem + suffix.upper() for suffix in sorted(images.SUFFIXES)]
+    found = [name_ for name_ in wanted if os.path.exists(os.path.join(folder, name_))]
+    return [name] if name in found else found
+
+
+class DecodePool:
+    """Worker processes that run `prepare`, each image under a time limit. A context manager."""
+
+    def __init__(self, workers: int, timeout_s: float) -> None:
+        self.workers, self.timeout_s = workers, timeout_s
+        self._pool = ProcessPool(
+            max_workers=workers,
+            # spawn: a fork of a process with torch's threads can deadlock
+            context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(os.getpid(),),
+        )
+
+    def __enter__(self) -> Self:
+        for _ in range(self.workers):  # start them now, while the caller loads its weights
+            self._pool.schedule(os.getpid)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.stop()  # type: ignore[no-untyped-call]
+        self._pool.join()
+
+    def map(self, refs: Iterable[ImageRef], rules: DecodeRules, ahead: int) -> Iterator[Outcome]:
+        """Outcomes in the order they are ready, at most `ahead` images in flight or unclaimed."""
+        ready: queue.SimpleQueue[tuple[ImageRef, Future[Outcome]]] = queue.SimpleQueue()
+        waiting, flying = iter(refs), 0
+        for ref in waiting:
+            future = self._pool.schedule(prepare, args=[ref, rules], timeout=self.timeout_s)
+            future.add_done_callback(_deliver(ready, ref))
+            flying += 1
+            if flying >= ahead:
+                yield self._collect(ready)
+                flying -= 1
+        for _ in range(flying):
+            yield self._collect(ready)
+
+    def _collect(self, ready: queue.SimpleQueue[tuple[ImageRef, Future[Outcome]]]) -> Outcome:
+        ref, future = ready.get()
+        try:
+            return future.result()
+        except TimeoutError:
+            reason = f"decoding took longer than {self.timeout_s:g} s (--decode_timeout)"
+        except ProcessExpired as error:
+            reason = f"the decoder died ({_cause_of_death(error.exitcode)})"
+        return Failure(ref.key, ref.source, "decode", reason)
+
+
+def _deliver(
+    ready: queue.SimpleQueue[tuple[ImageRef, Future[Outcome]]], ref: ImageRef
+) -> Callable[[Future[Any]], None]:
+    return lambda future: ready.put((ref, future))
+
+
+def _cause_of_death(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-exitcode).name
+    return f"exit code {exitcode}"
+
+
+def _start_worker(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+
+
+def _die_with(parent: int) -> None:
+    """A parent killed outright cannot stop its workers."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

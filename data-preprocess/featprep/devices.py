@@ -1,0 +1,170 @@
+"""Where and how the encoder runs: device, precision, batch size, workers; each with its reason.
+
+Knows no encoder but its spec, and prints nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from featprep.encoders.base import ComputeDtype, EncoderSpec, StorageDtype
+from featprep.errors import UsageError
+
+_COMPUTE: dict[str, ComputeDtype] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_LIBRARIES = ("torch", "torchvision", "transformers", "clip", "numpy", "pillow")
+_CPU_BATCH = 8
+_LARGEST_BATCH = 128  # beyond, a GPU is busy anyway and only the waiting grows
+_MOST_WORKERS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """`compute` is what the encoder runs in, `storage` what the files hold."""
+
+    compute: ComputeDtype
+    storage: StorageDtype
+    reason: str
+
+
+def choose_device(asked: str) -> tuple[str, str]:
+    """(device as torch spells it, reason), of auto, cpu, cuda, gpu, cuda:N, mps, or a refusal."""
+    there = available_devices()
+    if asked == "auto":
+        return there[0], "auto: " + ("the first there is" if there[0] != "cpu" else "no GPU found")
+    wanted = {"gpu": "cuda:0", "cuda": "cuda:0"}.get(asked, asked)
+    if wanted not in there:
+        known = re.fullmatch(r"cpu|mps|cuda:[0-9]+", wanted) is not None
+        problem = "not on this machine" if known else "no such device"
+        raise UsageError(
+            f"--device {asked}: {problem}; allowed is auto or one of {', '.join(there)}"
+        )
+    return wanted, f"--device {asked}"
+
+
+def available_devices() -> list[str]:
+    """Fastest first, the CPU last."""
+    import torch
+
+    devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return [*devices, "cpu"]
+
+
+def choose_precision(fp16: bool, precision: str | None, device: str) -> Precision:
+    """--fp16 halves storage, and compute where that pays; --precision sets compute alone."""
+    storage: StorageDtype = "float16" if fp16 else "float32"
+    kind = device.partition(":")[0]
+    if precision == "fp16" and kind == "cpu":
+        raise UsageError(
+            "--precision fp16 on a CPU: not supported; allowed is fp32 or bf16, or --device cuda"
+        )
+    if precision is not None:
+        return Precision(_COMPUTE[precision], storage, f"--precision {precision}")
+    if not fp16:
+        return Precision("float32", storage, "default")
+    if kind == "cuda":
+        return Precision("float16", storage, "--fp16")
+    if kind == "cpu" and (feature := bfloat16_feature()):
+        return Precision("bfloat16", storage, f"--fp16, CPU with {feature}")
+    what = "CPU without AMX or AVX512-BF16" if kind == "cpu" else kind
+    return Precision("float32", storage, f"--fp16, {what}")
+
+
+def bfloat16_feature() -> str | None:
+    """AMX or AVX512-BF16, the instructions with which bfloat16 is faster than float32 on a CPU."""
+    flags = _cpu_flags()
+    names = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
+    return next((name for flag, name in names.items() if flag in flags), None)
+
+
+def _cpu_flags() -> set[str]:
+    """What the kernel lets programs use; nothing beside Linux, where no CPU with either is sold."""
+    found = re.search(r"^flags\s*:(.*)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    return set(found[1].split()) if found else set()
+
+
+def choose_batch_size(
+    device: str, spec: EncoderSpec, sizes_vary: bool, size: tuple[int, int] | None = None
+) -> tuple[int, str]:
+    """(images a forward pass, reason). `size`: network input, the native size if not given."""
+    if sizes_vary:
+        return 1, "every image has its own size"
+    if not device.startswith("cuda"):
+        return _CPU_BATCH, device
+    import torch
+
+    memory = torch.cuda.get_device_properties(device).total_memory
+    batch = _LARGEST_BATCH
+    while batch > 1 and batch * _bytes_an_image(spec, size or spec.native_size) > memory // 4:
+        batch //= 2
+    return batch, f"{memory / 2**30:.0f} GiB of GPU memory"
+
+
+def _bytes_an_image(spec: EncoderSpec, size: tuple[int, int]) -> int:
+    """About what a block holds at once in float32: input, queries, keys, values, MLP, copies."""
+    cells = (size[0] // spec.patch) * (size[1] // spec.patch)
+    return (1 + spec.registers + cells) * spec.hidden_dim * 4 * 20
+
+
+def choose_workers(asked: int | None = None, cores: int | None = None) -> tuple[int, str]:
+    """(decoding processes, reason); `cores`: those this process may use, if not given."""
+    if asked is not None:
+        return asked, "--workers"
+    count = cores or available_cores()
+    workers = max(1, min(count - 1, _MOST_WORKERS))
+    return workers, f"{count} core{'s' if count != 1 else ''}, one for the encoder"
+
+
+def available_cores() -> int:
+    """Cores that this process may run on: a job's share of a node, not the node."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def device_title(device: str) -> str:
+    """For people: 'cuda:0 NVIDIA H100 80GB HBM3', 'cpu Intel Xeon, 2 cores'."""
+    if device.startswith("cuda"):
+        import torch
+
+        return f"{device} {torch.cuda.get_device_name(device)}"
+    cores = available_cores()
+    return f"{device} {_cpu_name()}, {cores} core{'s' if cores != 1 else ''}"
+
+
+def _cpu_name() -> str:
+    if platform.system() == "Darwin":
+        asked = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        name = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+    else:
+        found = re.search(r"^model name\s*:(.*)$", _read("/proc/cpuinfo"), re.MULTILINE)
+        name = found[1] if found else ""
+    plain = re.sub(r"\((R|TM|r|tm)\)|\bProcessor\b|\bCPU\b|@.*", "", name)
+    return " ".join(plain.split()) or platform.machine()
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what decides a feature's value, without importing any of it."""
+    found = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        names = ("clip-anytorch", "clip") if library == "clip" else (library,)
+        for name in names:
+            try:
+                found.setdefault(library, importlib.metadata.version(name))
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return found

@@ -1,0 +1,167 @@
+"""What every torch encoder does alike: bytes in, normalised on the device, maps out on the host.
+
+Knows no architecture and no checkpoint: a subclass brings its module and turns pixels into tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from featprep.encoders.base import EncoderSpec, Feature, LoadOptions, Want, check_pos_embed
+from featprep.errors import OutOfMemoryError, UsageError
+from featprep.records import AnyArray, FeatureMaps, UInt8
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+# How CUDA, cuBLAS, MPS and the CPU allocator word it; only CUDA's has a class of its own.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+    "not enough memory",
+)
+
+
+class TorchEncoder(ABC):
+    """`conv`: the patch embedding, which knows the grid. `prefix`: tokens before the cells."""
+
+    def __init__(
+        self, spec: EncoderSpec, conv: nn.Module, options: LoadOptions, digest: str, origin: str
+    ) -> None:
+        import torch
+
+        self.spec = spec
+        self.digest = digest
+        self.origin = origin
+        self.prefix = 1 + spec.registers
+        self._conv: Any = conv
+        self._options = options
+        self._compute: torch.dtype = getattr(torch, options.compute)
+        # Tensors, not numbers: CUDA multiplies by the reciprocal of a number, one ulp off ToTensor.
+        self._scale = torch.tensor(255.0, device=options.device)
+        self._mean = torch.tensor(spec.mean, device=options.device).view(3, 1, 1)
+        self._std = torch.tensor(spec.std, device=options.device).view(3, 1, 1)
+
+    @abstractmethod
+    def _tokens(self, pixels: Tensor, feature: Feature) -> Tensor:
+        """Normalised (B, 3, H, W) → (B, tokens, C), the cells last, row by row."""
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        rows, columns = (
+            (side + 2 * padding - kernel) // stride + 1
+            for side, kernel, stride, padding in zip(
+                (height, width),
+                self._conv.kernel_size,
+                self._conv.stride,
+                self._conv.padding,
+                strict=True,
+            )
+        )
+        if min(rows, columns) < 1:
+            raise UsageError(
+                f"--size {height},{width}: smaller than a patch of {self.spec.name}; allowed are "
+                f"multiples of {self.spec.patch}"
+            )
+        return rows, columns
+
+    def tokens(self, height: int, width: int) -> tuple[int, int]:
+        rows, columns = self.grid(height, width)
+        return self.prefix + rows * columns, self.spec.hidden_dim
+
+    def encode(self, pixels: UInt8, want: Want) -> FeatureMaps:
+        layer = self._check(want)
+        check_pos_embed(self.spec, self._options.pos_embed, *pixels.shape[-2:])
+        try:
+            return FeatureMaps({layer: self._encode(pixels, want)})
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Out here, so that no traceback keeps the batch's tensors alive while the runner halves it.
+        raise OutOfMemoryError(f"{self._options.device} has no room for a batch of {len(pixels)}")
+
+    def _encode(self, pixels: UInt8, want: Want) -> AnyArray:
+        import torch
+
+        rows, columns = self.grid(*pixels.shape[-2:])
+        with torch.inference_mode(), full_float32():
+            tokens = self._tokens(self.normalise(pixels), want.feature)
+            # Never a fixed offset: the number of CLS and register tokens differs between models.
+            cells = tokens[:, -rows * columns :].transpose(1, 2).to(getattr(torch, want.dtype))
+            maps = cells.contiguous().view(len(pixels), -1, rows, columns).cpu()
+        array: AnyArray = maps.numpy()
+        return array
+
+    def normalise(self, pixels: UInt8) -> Tensor:
+        """(B, 3, H, W) uint8 → compute precision; in float32 bit for bit ToTensor and Normalize."""
+        import torch
+
+        # torch warns of arrays it may not write to, such as views of shared memory.
+        host = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
+        scaled = host.to(self._options.device).to(torch.float32).div_(self._scale)
+        return scaled.sub_(self._mean).div_(self._std).to(self._compute)
+
+    def _check(self, want: Want) -> int:
+        last = self.spec.depth - 1
+        if len(want.layers) != 1 or want.layers[0] not in (-1, last):
+            asked = ",".join(str(layer) for layer in want.layers)
+            raise UsageError(
+                f"--layer {asked}: of {self.spec.name}, allowed is -1 (or {last}), the last block"
+            )
+        check_feature(self.spec, want.feature)
+        return last
+
+
+def check_feature(spec: EncoderSpec, feature: Feature) -> None:
+    if feature == "projected" and spec.projected_dim is None:
+        raise UsageError(
+            f"--feature projected: {spec.name} has no projection; allowed is --feature patch"
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch ran out of device or host memory, whatever class it says that with."""
+    return isinstance(error, MemoryError) or any(part in str(error) for part in _OUT_OF_MEMORY)
+
+
+def place(module: nn.Module, spec: EncoderSpec, device: str) -> nn.Module:
+    """The module on its device, frozen. Raises UsageError if it does not fit."""
+    try:
+        return module.eval().requires_grad_(False).to(device)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UsageError(
+            f"--device {device}: no room for {spec.name}; take a smaller model, --fp16, or "
+            "--device cpu"
+        ) from error
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Within, float32 is float32: no TF32, no bfloat16 passes, whatever the process has chosen.
+
+    cuDNN's convolutions use TF32 unless told otherwise, and
+    torch.set_float32_matmul_precision reaches CPUs too.
+    """
+    import torch
+
+    backends: Any = torch.backends
+    switches: list[tuple[Any, str, Any]]
+    if hasattr(backends.cudnn, "conv"):  # torch 2.9 and later
+        rooms = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul)
+        switches = [(room, "fp32_precision", "ieee") for room in (*rooms, backends.mkldnn.conv)]
+    else:
+        switches = [(room, "allow_tf32", False) for room in (backends.cuda.matmul, backends.cudnn)]
+    before = [getattr(room, name) for room, name, _ in switches]
+    try:
+        for room, name, exact in switches:
+            setattr(room, name, exact)
+        yield
+    finally:
+        for (room, name, _), value in zip(switches, before, strict=True):
+            setattr(room, name, value)

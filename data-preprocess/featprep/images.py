@@ -1,0 +1,249 @@
+"""bytes → Picture: upright, premultiplied RGB with alpha. Knows no encoder, size or background.
+
+What a file is, its bytes decide (image_kinds): each kind has one Pillow decoder, opened by its
+class, so that no other (PostScript and the like) is ever reached, whatever a program has registered
+with Pillow. MPO is read as the JPEG it begins with; of several frames the first is taken.
+
+Pillow reads everything, since it is the reference for pixels and refuses truncated files. OpenCV
+reads what Pillow would cut to 8 bits: deep_samples says what, and why. On 8-bit JPEG, PNG, WebP and
+AVIF without alpha the two agree bit for bit on all our test material; in BMP of 16 bits a pixel,
+CMYK and animations they do not, so there OpenCV would be wrong, and elsewhere it is not needed. ICC
+profiles are ignored, CMYK is as Pillow converts it.
+
+Sizes are checked between the header and the first pixel. A decoder's class, unlike Image.open, does
+not ask Pillow's own bomb limit (179 million, below ours); the three that ask it by themselves get a
+second try with the limit at ours, under a lock (codec_state).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from featprep.codec_state import pillow_limit, strict_pillow
+from featprep.deep_samples import (
+    LENGTH,
+    ORIENTATION,
+    WIDTH,
+    Tags,
+    png_mode,
+    samples_of,
+    tiff_mode,
+    tiff_samples,
+    tiff_tags,
+)
+from featprep.errors import ImageError
+from featprep.image_kinds import kind_of
+from featprep.pixels import Alpha, Samples, from_array, mask_values, premultiplied, turned
+from featprep.records import AnyArray, Picture
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".gif"})
+
+MAX_PIXELS = 200_000_000
+
+_OPENERS: dict[str, Callable[[io.BytesIO, str], ImageFile.ImageFile]] = {
+    "PNG": PngImagePlugin.PngImageFile,
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+}
+
+# Pillow's words that say nothing to who does not know Pillow
+_PLAINLY = {
+    "not identified by this driver": "its header is damaged",
+    "cannot load this image": "it holds no image data",
+    "decoder error -2": "its compressed data is damaged or its compression is not supported",
+}
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """An image as a decoder left it. `turn`: the orientation that is still to be applied."""
+
+    pixels: Image.Image | Samples
+    stored_size: tuple[int, int]
+    orientation: int
+    turn: int
+    mode: str
+
+
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
+    """The file's first image, upright and premultiplied, rounded to 8 bits once.
+
+    Alpha keeps its own depth; None where it is missing or opaque throughout. Raises ImageError
+    (stage "decode") for what cannot be read, and for more than `max_pixels` before decoding any.
+    """
+    kind = kind_of(data)
+    with _explained(kind, max_pixels):
+        return _picture(_load(kind, data, max_pixels))
+
+
+def decode_mask(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Alpha:
+    """A mask file, upright: its alpha if it has some, else its grey value. (H, W) uint8 or uint16.
+
+    Both at the file's own depth; a palette counts as its colours' luminance. Raises ImageError.
+    """
+    kind = kind_of(data)
+    with _explained(kind, max_pixels):
+        decoded = _load(kind, data, max_pixels)
+        return turned(mask_values(decoded.pixels), decoded.turn)
+
+
+def picture_of(image: Image.Image | AnyArray) -> Picture:
+    """A PIL image or an array (H, W), (H, W, 1 | 2 | 3 | 4) as if it came from a file.
+
+    A PIL image is as deep as Pillow read it, and is turned by the EXIF orientation it carries; for
+    all 16 bits of a colour file pass its bytes to `decode`. Raises ImageError.
+    """
+    with _explained("image", MAX_PIXELS):
+        if isinstance(image, Image.Image):
+            return _picture(_from_pillow(image))
+        if not isinstance(image, np.ndarray):
+            raise ImageError(
+                f"{type(image).__name__} is no image: pass a PIL image or a NumPy array"
+            )
+        shape = "×".join(map(str, image.shape))
+        mode = f"array {shape} {image.dtype.name}"
+        return _picture(_Decoded(from_array(image), image.shape[:2], 1, 1, mode))
+
+
+def _picture(decoded: _Decoded) -> Picture:
+    rgb, alpha, notes = premultiplied(decoded.pixels)
+    if decoded.turn != 1:
+        rgb = rgb.transpose(_TURNS[decoded.turn])
+        alpha = None if alpha is None else turned(alpha, decoded.turn)
+    return Picture(rgb, alpha, decoded.stored_size, decoded.orientation, decoded.mode, notes)
+
+
+def _load(kind: str, data: bytes, max_pixels: int) -> _Decoded:
+    try:
+        return _open(kind, data, max_pixels)
+    except Image.DecompressionBombError:
+        with pillow_limit(max_pixels):
+            return _open(kind, data, max_pixels)
+
+
+def _open(kind: str, data: bytes, max_pixels: int) -> _Decoded:
+    try:
+        image = _OPENERS[kind](io.BytesIO(data), "")
+    except SyntaxError as error:
+        if kind == "TIFF" and "unknown pixel mode" in str(error):
+            return _unknown_tiff(data, max_pixels)
+        raise
+    _check_size(image.width, image.height, max_pixels)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # its load() turns it and forgets the tag
+        stored, orientation, turn = _size_in(image.tag_v2), _orientation(image), 1
+        image.load()
+    else:
+        stored = (image.height, image.width)
+        image.load()
+        orientation = turn = _orientation(image)
+    pixels = samples_of(image, data, orientation) or image
+    return _Decoded(pixels, stored, orientation, turn, _mode(kind, image, data))
+
+
+def _unknown_tiff(data: bytes, max_pixels: int) -> _Decoded:
+    """Colour of more than 8 bits, floats among them, for which Pillow has no mode."""
+    tags = tiff_tags(data)
+    height, width = _size_in(tags)
+    _check_size(width, height, max_pixels)
+    orientation = tags.get(ORIENTATION, 1)
+    orientation = orientation if orientation in _TURNS else 1
+    samples = tiff_samples(data, tags, orientation)
+    return _Decoded(samples, (height, width), orientation, 1, tiff_mode(tags))
+
+
+def _from_pillow(image: Image.Image) -> _Decoded:
+    if 0 in image.size:
+        raise ImageError(f"an image of {image.width}×{image.height} pixels is empty")
+    stored = (image.height, image.width)
+    image.load()
+    orientation = _orientation(image)
+    pixels = samples_of(image, b"", 1) or image
+    return _Decoded(pixels, stored, orientation, orientation, f"PIL {image.mode}")
+
+
+def _size_in(tags: Tags) -> tuple[int, int]:
+    return int(tags[LENGTH]), int(tags[WIDTH])
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{width}×{height} is {width * height:,} pixels, more than --max_pixels {max_pixels:,}"
+        )
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's or XMP's, as ImageOps.exif_transpose finds it; 1 where it is missing or garbage."""
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # a damaged EXIF block raises nearly anything, and the pixels are whole
+        return 1
+    return int(value) if value in _TURNS else 1
+
+
+def _mode(kind: str, image: Image.Image, data: bytes) -> str:
+    """Such as "PNG RGBA 16-bit": the file's channels and depth, not what Pillow makes of them."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return tiff_mode(image.tag_v2, image.mode)
+    if kind == "PNG":
+        return png_mode(data)
+    return f"{kind} {image.mode} {1 if image.mode == '1' else 8}-bit"
+
+
+@contextmanager
+def _explained(kind: str, max_pixels: int) -> Iterator[None]:
+    """Whatever a decoder raises on a hostile file, as an ImageError; Pillow is held strict."""
+    try:
+        with strict_pillow():
+            yield
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError(f"{kind}: not enough memory to decode it") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{kind} of more pixels than --max_pixels {max_pixels:,}") from error
+    except (
+        Exception
+    ) as error:  # decoders raise OSError, SyntaxError, ValueError, KeyError, struct.error …
+        raise ImageError(_reason(kind, error)) from error
+
+
+def _reason(kind: str, error: Exception) -> str:
+    words = " ".join(str(error).split()) or type(error).__name__
+    if "truncated" in words.lower() or isinstance(error, EOFError):
+        return f"{kind} is truncated: the file ends before the image does"
+    if not isinstance(error, (OSError, SyntaxError, ValueError)):
+        words = f"{type(error).__name__}: {words}"
+    if kind == "TIFF" and words.isdigit():  # a KeyError of Pillow's tag dictionary
+        words = f"its tag {words} is missing"
+    return f"{kind} cannot be decoded: {_PLAINLY.get(words, words)}"

@@ -1,0 +1,48 @@
+"""Keys and shards: pure functions of names. Knows no file system and no store."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+
+import xxhash
+
+RESERVED = ".featprep"  # the ledger's folder, below the output
+
+
+def key_of(source: str, names: str) -> str:
+    """`a/b.png` → `a/b`, or, with names="full", `a/b.png`."""
+    return source if names == "full" else os.path.splitext(source)[0]
+
+
+def sort_key(name: str) -> bytes:
+    """Order by bytes, also of names that are not UTF-8."""
+    return os.fsencode(name)
+
+
+def fold(name: str) -> str:
+    """What a file system that folds case (and Unicode composition) takes for the same name."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def shard_of(key: str, count: int) -> int:
+    """0 … count−1, the same on every machine and in every order: xxh3-64 of the key's bytes."""
+    return int(xxhash.xxh3_64_intdigest(os.fsencode(key)) % count)
+
+
+def is_in_shard(key: str, shard: tuple[int, int] | None) -> bool:
+    """`shard` is (I, N) with I from 1 to N; None is everything."""
+    return shard is None or shard_of(key, shard[1]) == shard[0] - 1
+
+
+def is_reserved(key: str) -> bool:
+    """Would a result of this key stand in the ledger's own folder, or outside the output?"""
+    parts = key.split("/")
+    outside = any(part in ("", ".", "..") for part in parts)
+    return outside or fold(parts[0]) == RESERVED
+
+
+def printable(name: str) -> str:
+    """A name that is safe to print: no control characters, no terminal escapes, no lone bytes."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,120 @@
+"""A config → a loaded encoder with its resolved settings: what the command and the Python call share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from featprep import devices, encoders
+from featprep.batching import BatchEncoder
+from featprep.config import EncodeConfig
+from featprep.decoding import DecodeRules
+from featprep.devices import Precision
+from featprep.encoders.base import Encoder, LoadOptions, ModelName
+from featprep.resolve import Resolved, by_patch, fingerprint, metadata, resolve
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Everything that is decided once and holds for the whole run."""
+
+    config: EncodeConfig
+    encoder: Encoder
+    exact: Callable[[], Encoder]  # its float32 twin, loaded when a map first asks for it
+    resolved: Resolved
+    precision: Precision
+    device: str
+    batch_size: int
+    batch_reason: str
+
+    @property
+    def rules(self) -> DecodeRules:
+        return DecodeRules(self.resolved.geometry, self.config.max_pixels, self.config.mask_dir)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        encoder = self.encoder
+        return fingerprint(
+            self.config, encoder.spec, encoder.digest, self.resolved, self.precision
+        )
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return metadata(self.fingerprint, self.precision, devices.library_versions())
+
+    def batch_encoder(self, on_halved: Callable[[int], None] = lambda size: None) -> BatchEncoder:
+        return BatchEncoder(
+            self.encoder,
+            self.resolved.want,
+            self.batch_size,
+            self.exact,
+            self.precision.compute,
+            on_halved,
+        )
+
+
+def open_session(
+    config: EncodeConfig, name: ModelName, *, batch_size: int | None = None
+) -> Session:
+    """Choose device and precision, load the weights, resolve the settings.
+
+    `batch_size` is what an earlier run of the same output resolved `auto` to. Raises UsageError and
+    WeightsError, both before any image is touched.
+    """
+    device, _ = devices.choose_device(config.device)
+    precision = devices.choose_precision(config.fp16, config.precision, device)
+    options = LoadOptions(
+        device=device,
+        compute=precision.compute,
+        pos_embed="hub" if config.pos_embed == "hub" else "transformers",
+        trust_weights=config.trust_weights,
+        feature="projected" if config.feature == "projected" else "patch",
+    )
+    _check_early(config, name, precision)
+    encoder = encoders.load_encoder(name, options)
+    resolved = resolve(
+        config, encoder.spec, precision.storage, encoder.grid, is_plain=name.is_plain
+    )
+    size, reason = _batch_size(config, device, encoder, resolved, batch_size)
+    return Session(
+        config,
+        encoder,
+        _twin(name, options, encoder),
+        resolved,
+        precision,
+        device,
+        size,
+        reason,
+    )
+
+
+def _check_early(
+    config: EncodeConfig, name: ModelName, precision: Precision
+) -> None:
+    """Where the spec is known without the weights, a bad setting is refused before they load."""
+    spec = encoders.describe(name)
+    if spec is not None:
+        resolve(config, spec, precision.storage, by_patch(spec), is_plain=name.is_plain)
+
+
+def _twin(
+    name: ModelName, options: LoadOptions, encoder: Encoder
+) -> Callable[[], Encoder]:
+    if options.compute == "float32":
+        return lambda: encoder
+    return functools.cache(
+        lambda: encoders.load_encoder(name, replace(options, compute="float32"))
+    )
+
+
+def _batch_size(
+    config: EncodeConfig, device: str, encoder: Encoder, resolved: Resolved, before: int | None
+) -> tuple[int, str]:
+    if config.batch_size is not None:
+        return config.batch_size, "--batch_size"
+    if before is not None:
+        return before, "as this output's run began"
+    size = resolved.geometry.size
+    return devices.choose_batch_size(device, encoder.spec, sizes_vary=size is None, size=size)

@@ -1,0 +1,144 @@
+"""The kinds of value a setting can have: each parses what a flag or a YAML key says, or refuses it.
+
+A refusal is one line: what was asked, what is allowed, what to type next. Knows no setting by name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from featprep.errors import UsageError
+
+NAMED_COLOURS = {"black": (0, 0, 0), "white": (255, 255, 255), "grey": (128, 128, 128)}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """`allowed` is the phrase for tables and refusals; `parse` gets the flag's name and its text."""
+
+    allowed: str
+    parse: Callable[[str, str], Any]
+    is_switch: bool = False
+
+
+def refuse(name: str, raw: object, allowed: str, example: object) -> NoReturn:
+    raise UsageError(f"--{name} {raw}: allowed is {allowed}; for example --{name} {example}")
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """' Did you mean X?' or nothing."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def text(allowed: str) -> Kind:
+    def parse(name: str, raw: str) -> str:
+        if not raw.strip() or "\0" in raw:
+            raise UsageError(f"--{name} is empty; allowed is {allowed}")
+        return raw
+
+    return Kind(allowed, parse)
+
+
+def switch() -> Kind:
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+    def parse(name: str, raw: str) -> bool:
+        if raw.lower() not in words:
+            refuse(name, raw, "true or false", "true")
+        return words[raw.lower()]
+
+    return Kind("true or false", parse, is_switch=True)
+
+
+def choice(*names: str) -> Kind:
+    allowed = ", ".join(names)
+
+    def parse(name: str, raw: str) -> str:
+        if raw not in names:
+            hint = nearest(raw, names)
+            raise UsageError(f"--{name} {raw}: allowed is one of {allowed}.{hint}")
+        return raw
+
+    return Kind(allowed, parse)
+
+
+def count(least: int, *, auto: bool = False, example: int = 8) -> Kind:
+    allowed = f"a whole number from {least} up" + (", or auto" if auto else "")
+
+    def parse(name: str, raw: str) -> int | None:
+        if auto and raw == "auto":
+            return None
+        if not re.fullmatch(r"[0-9]{1,15}", raw) or int(raw) < least:
+            refuse(name, raw, allowed, example)
+        return int(raw)
+
+    return Kind(allowed, parse)
+
+
+def number(least: float, most: float, example: float) -> Kind:
+    allowed = f"a number from {least:g} to {most:g}"
+
+    def parse(name: str, raw: str) -> float:
+        try:
+            value = float(raw)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            refuse(name, raw, allowed, example)
+        return value
+
+    return Kind(allowed, parse)
+
+
+def _parse_size(name: str, raw: str) -> tuple[int, int] | str:
+    if raw == "native":
+        return raw
+    sides = [part.strip() for part in raw.strip("()[] ").split(",")]
+    if len(sides) > 2 or not all(re.fullmatch(r"[1-9][0-9]{0,4}", side) for side in sides):
+        refuse(name, raw, "one side, H,W in pixels, or native", "224 or --size 224,448")
+    return int(sides[0]), int(sides[-1])
+
+
+def _parse_shard(name: str, raw: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", raw.strip())
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        refuse(name, raw, "I/N with I from 1 to N", "1/8")
+    return int(found[1]), int(found[2])
+
+
+def _parse_colour(name: str, raw: str) -> str:
+    if raw not in (*NAMED_COLOURS, "mean") and not re.fullmatch(r"#[0-9a-fA-F]{6}", raw):
+        allowed = f"{', '.join(NAMED_COLOURS)}, mean or #rrggbb"
+        raise UsageError(
+            f"--{name} {raw}: allowed is {allowed} (quote it: '#ff8800')."
+            f"{nearest(raw, (*NAMED_COLOURS, 'mean'))}"
+        )
+    return raw.lower()
+
+
+def size() -> Kind:
+    return Kind("one side, `H,W`, or `native`", _parse_size)
+
+
+def shard() -> Kind:
+    return Kind("`I/N`, I from 1 to N", _parse_shard)
+
+
+def colour() -> Kind:
+    return Kind("black, white, grey, mean (the encoder's own), `#rrggbb`", _parse_colour)
+
+
+def colour_of(name: str, mean: tuple[float, float, float]) -> tuple[int, int, int]:
+    """8-bit RGB of a background; `mean` (in [0, 1]) is what the word mean stands for."""
+    if name == "mean":
+        red, green, blue = (round(value * 255) for value in mean)
+        return red, green, blue
+    if name in NAMED_COLOURS:
+        return NAMED_COLOURS[name]
+    return int(name[1:3], 16), int(name[3:5], 16), int(name[5:7], 16)

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Encodes a folder of images with OpenAI's CLIP: a dense feature map and a mask for each. Finds a
+# Python that has what is needed, or makes one (_env.sh), and hands every argument over to it.
+#
+#   scripts/encode_clip_features.sh --input photos/ --output maps/
+#   scripts/encode_clip_features.sh --input photos/ --output maps/ --model ViT-B/32 --fp16
+#   scripts/encode_clip_features.sh --input list.txt --output maps/ --model tiny --save_meta
+set -euo pipefail
+here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=scripts/_env.sh
+. "$here/_env.sh"
+exec "$PYTHON" "$here/../data-preprocess/encode_with_clip.py" "$@"

@@ -1,0 +1,77 @@
+"""An encoder whose maps can be computed by hand: the mean colour of each cell, and its first column.
+
+It stands behind the Encoder protocol, so that end-to-end tests compare values and not counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from featprep.devices import Precision
+from featprep.encoders.base import EncoderSpec, ModelName, Recipe, Want
+from featprep.errors import OutOfMemoryError
+from featprep.records import AnyArray, FeatureMaps, UInt8
+from featprep.resolve import resolve
+from featprep.session import Session
+
+PATCH = 8
+
+SPEC = EncoderSpec(
+    name="fake:mean",
+    family="fake",
+    patch=PATCH,
+    hidden_dim=3,
+    depth=1,
+    native_size=(32, 32),
+    recipe=Recipe(resize=40, crop=(32, 32)),
+    mean=(0.5, 0.5, 0.5),
+    std=(0.25, 0.25, 0.25),
+)
+
+
+def mean_colours(pixels: UInt8) -> AnyArray:
+    """(B, 3, H, W) uint8 → (B, 3, H/8, W/8) float32 in [0, 255]."""
+    batch, channels, height, width = pixels.shape
+    cells = pixels.reshape(batch, channels, height // PATCH, PATCH, width // PATCH, PATCH)
+    return cells.astype(np.float64).mean(axis=(3, 5)).astype(np.float32)
+
+
+class FakeEncoder:
+    """`room`: images the device has memory for. `scale`: multiplies the maps. `calls`: batch shapes."""
+
+    def __init__(self, room: int = 1000, scale: float = 1.0, digest: str = "f" * 64) -> None:
+        self.spec, self.digest, self.origin = SPEC, digest, "made here"
+        self.room, self.scale = room, scale
+        self.calls: list[tuple[int, ...]] = []
+        self.before: Callable[[UInt8], None] = lambda pixels: None
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        return height // PATCH, width // PATCH
+
+    def tokens(self, height: int, width: int) -> tuple[int, int]:
+        return (height // PATCH) * (width // PATCH), 3
+
+    def encode(self, pixels: UInt8, want: Want) -> FeatureMaps:
+        self.calls.append(pixels.shape)
+        self.before(pixels)
+        if len(pixels) > self.room:
+            raise OutOfMemoryError(f"no room for a batch of {len(pixels)}")
+        with np.errstate(over="ignore"):
+            return FeatureMaps({0: (mean_colours(pixels) * self.scale).astype(want.dtype)})
+
+
+def fake_session(encoder: FakeEncoder, exact: FakeEncoder | None = None):  # noqa: ANN201
+    """An `open_session` that brings `encoder` instead of loading one."""
+
+    def open_session(config, name: ModelName, *, batch_size: int | None = None) -> Session:  # noqa: ANN001
+        storage = "float16" if config.fp16 else "float32"
+        precision = Precision("float32", storage, "default")  # type: ignore[arg-type]
+        resolved = resolve(config, encoder.spec, storage, encoder.grid, is_plain=False)
+        size = config.batch_size or batch_size or 4
+        twin = exact or encoder
+        return Session(
+            config, encoder, lambda: twin, resolved, precision, "cpu", size, "as the test has it"
+        )
+
+    return open_session

@@ -1,0 +1,154 @@
+"""Kill a run at every file-system step it takes, resume it, and compare with an undisturbed run.
+
+    python tests/kill_harness.py FOLDER [--every N] [--flags=--save_meta,...]
+
+One process imports everything once and forks each run, so a kill costs milliseconds. A run is killed by
+SIGKILL right before its n-th write, rename or unlink, n = 1, 1 + N, … until a run ends by itself.
+Prints one JSON object: kills, and what differed (nothing, if all is well).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent
+sys.path[:0] = [str(ROOT), str(ROOT.parent / "data-preprocess")]
+
+STEPS = ("write", "rename", "unlink", "replace")
+
+
+def make_images(folder: Path) -> None:
+    for i in range(5):
+        path = folder / ("sub" if i > 2 else ".") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGBA", (40, 32), (40 * i, 10, 20, 255 - 50 * i)).save(path)
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+
+
+def encode(source: Path, output: Path, flags: list[str]) -> int:
+    from fakes import FakeEncoder, fake_session
+    from featprep.cli import _guarded
+    from featprep.commands import encode, encode_run
+    from test_encode_run import InlinePool
+
+    encode_run.open_session = fake_session(FakeEncoder())
+    encode_run.DecodePool = InlinePool  # type: ignore[misc,assignment]
+    words = ["--input", str(source), "--output", str(output), "--model", "clip:tiny", *flags]
+    words += ["--size", "32", "--batch_size", "2", "--quiet"]
+    return _guarded(lambda: encode.main(words))
+
+
+def kill_before(step: int) -> None:
+    """Patch the process to die right before its `step`-th file-system step."""
+    count = [0]
+
+    def counted(real: Callable) -> Callable:
+        def call(*args, **kwargs):  # noqa: ANN002, ANN003, ANN202
+            count[0] += 1
+            if count[0] == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+
+        return call
+
+    for name in STEPS:
+        setattr(os, name, counted(getattr(os, name)))
+
+
+def in_child(work: Callable[[], int]) -> int:
+    """Exit code of `work` in a fork; −9 if it was killed."""
+    pid = os.fork()
+    if pid == 0:
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 2)
+        code = 99
+        try:
+            code = work()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def killed_run(step: int, source: Path, output: Path, flags: list[str]) -> int:
+    kill_before(step)
+    return encode(source, output, flags)
+
+
+def snapshot(output: Path) -> dict[str, object]:
+    """Result files byte for byte, records as sets; temporary files show up as files of their own."""
+    found: dict[str, object] = {}
+    for path in sorted(output.rglob("*")):
+        name = str(path.relative_to(output))
+        if path.is_dir() or name in (".featprep/guard", ".featprep/run.json"):
+            continue
+        data = path.read_bytes()
+        if name.endswith(".jsonl"):
+            lines = {line["key"]: line for line in map(json.loads, data.splitlines())}
+            found[name] = json.dumps(lines, sort_keys=True)
+        else:
+            found[name] = data.hex()
+    return found
+
+
+def check_whole(output: Path) -> list[str]:
+    """Every visible map and mask must load, and a map must have its mask."""
+    wrong = []
+    for path in output.rglob("*.npy"):
+        try:
+            np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            wrong.append(f"{path.name}: {error}")
+        mask = path.with_name(path.stem + "_mask.npy")
+        if not path.stem.endswith("_mask") and not mask.exists():
+            wrong.append(f"{path.name} has no mask")
+    return wrong
+
+
+def campaign(folder: Path, every: int, flags: list[str], earlier: list[str]) -> dict[str, object]:
+    """`earlier`: flags of a finished run in other settings, that the killed run overwrites."""
+    source, kills, wrong = folder / "in", 0, []
+    make_images(source)
+    whole = folder / "whole"
+    expected_code = in_child(lambda: encode(source, whole, [f for f in flags if f != "--overwrite"]))
+    expected = snapshot(whole)
+    for step in range(1, 10_000, every):
+        output = folder / f"out-{step}"
+        if earlier:
+            in_child(lambda output=output: encode(source, output, earlier))  # type: ignore[misc]
+        code = in_child(lambda step=step, output=output: killed_run(step, source, output, flags))  # type: ignore[misc]
+        if code != -signal.SIGKILL:
+            break
+        kills += 1
+        wrong += [f"step {step}: {text}" for text in check_whole(output)]
+        again = in_child(lambda output=output: encode(source, output, flags))  # type: ignore[misc]
+        if again != expected_code or snapshot(output) != expected:
+            differing = {k for k in {*snapshot(output), *expected}
+                         if snapshot(output).get(k) != expected.get(k)}  # fmt: skip
+            wrong.append(f"step {step}: exit {again}, differing {sorted(differing)}")
+    return {"kills": kills, "wrong": wrong}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--flags", default="--save_meta", help="comma-separated flags of the run")
+    parser.add_argument("--earlier", default="", help="flags of a finished run that is overwritten")
+    words = parser.parse_args()
+    flags, earlier = ([f for f in text.split(",") if f] for text in (words.flags, words.earlier))
+    found = campaign(words.folder, words.every, flags, earlier)
+    print(json.dumps(found))
+    return 1 if found["wrong"] else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,102 @@
+"""Decoding in processes of its own: what hangs or dies costs its image alone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from featprep import decoding
+from featprep.decoding import DecodePool, DecodeRules, prepare
+from featprep.geometry import Geometry
+from featprep.records import Failure, ImageRef, Prepared
+from PIL import Image
+
+RULES = DecodeRules(Geometry("crop", (32, 32), 8, (4, 4)))
+
+
+def _ref(path: Path) -> ImageRef:
+    found = path.stat() if path.exists() else None
+    size, time_ = (found.st_size, found.st_mtime_ns) if found else (-1, 0)
+    return ImageRef(path.stem, path.name, str(path), size, time_)
+
+
+def _image(path: Path) -> Path:
+    Image.new("RGB", (40, 32), (9, 8, 7)).save(path)
+    return path
+
+
+def hang_or_die(ref: ImageRef, rules: DecodeRules) -> Prepared | Failure:
+    """Stands for a decoder with a defect; spawned workers import it from this file."""
+    if ref.key == "hangs":
+        time.sleep(600)
+    if ref.key == "dies":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return prepare(ref, rules)
+
+
+def test_one_job_gives_pixels_mask_digest_and_what_was_read(tmp_path: Path) -> None:
+    path = _image(tmp_path / "a.png")
+    stale = ImageRef("a", "a.png", str(path), 1, 1)  # the file changed since it was listed
+    prepared = prepare(stale, RULES)
+    assert isinstance(prepared, Prepared)
+    assert prepared.pixels.shape == (3, 32, 32)
+    assert prepared.pixels[:, 0, 0].tolist() == [9, 8, 7]
+    assert prepared.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (prepared.ref.size, prepared.ref.mtime_ns) == (
+        path.stat().st_size,
+        path.stat().st_mtime_ns,
+    )
+
+
+def test_a_file_that_vanished_is_a_failure_at_reading(tmp_path: Path) -> None:
+    assert prepare(_ref(tmp_path / "gone.png"), RULES) == Failure(
+        "gone", "gone.png", "read", "No such file or directory"
+    )
+
+
+def test_a_decoder_that_hangs_or_dies_costs_its_image_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["a", "hangs", "b", "dies", "c", "d"]
+    refs = [_ref(_image(tmp_path / f"{name}.png")) for name in names]
+    monkeypatch.setattr(decoding, "prepare", hang_or_die)
+    with DecodePool(workers=2, timeout_s=1.5) as pool:
+        outcomes = list(pool.map(refs, RULES, ahead=4))
+    failed = {o.key: (o.stage, o.reason) for o in outcomes if isinstance(o, Failure)}
+    assert failed == {
+        "hangs": ("decode", "decoding took longer than 1.5 s (--decode_timeout)"),
+        "dies": ("decode", "the decoder died (SIGSEGV)"),
+    }
+    assert sorted(o.ref.key for o in outcomes if isinstance(o, Prepared)) == ["a", "b", "c", "d"]
+
+
+def test_no_more_images_are_taken_ahead_than_allowed(tmp_path: Path) -> None:
+    path, taken = _image(tmp_path / "a.png"), []
+
+    def refs():  # noqa: ANN202
+        for i in range(12):
+            taken.append(i)
+            yield ImageRef(str(i), "a.png", str(path), 0, 0)
+
+    with DecodePool(workers=1, timeout_s=60) as pool:
+        outcomes = pool.map(refs(), RULES, ahead=3)
+        for done in range(1, 10):
+            next(outcomes)
+            assert len(taken) <= done + 3
+
+
+def test_workers_import_no_torch(tmp_path: Path) -> None:
+    with DecodePool(workers=1, timeout_s=60) as pool:
+        next(iter(pool.map([_ref(_image(tmp_path / "a.png"))], RULES, ahead=1)))
+        loaded = pool._pool.schedule(_loaded_modules).result()
+    assert loaded == []
+
+
+def _loaded_modules() -> list[str]:
+    import sys
+
+    return [name for name in ("torch", "transformers", "clip", "cv2") if name in sys.modules]
