@@ -149,10 +149,11 @@ featprep_free() {
 }
 
 featprep_announce() {
-    local size="6 GB, most of it CUDA"
+    local size="6 GB, most of it CUDA" where=$featprep_root
+    [[ ! -d $featprep_venv ]] || where=$featprep_venv
     [[ $(uname -s) == Linux ]] || size="2 GB"
     [[ -z ${featprep_why:-} ]] || featprep_say "$featprep_why"
-    featprep_say "making $featprep_venv: about $size ($(featprep_free "$featprep_root")), once." \
+    featprep_say "making $featprep_venv: about $size ($(featprep_free "$where")), once." \
         "PYTHON names another interpreter, FEATPREP_PIP_ARGS a mirror or a torch without CUDA"
 }
 
@@ -176,12 +177,13 @@ featprep_prepare_venv() {
     fi
 }
 
-# BASE: makes .venv anew. It may be a link to a roomier disk: so it is emptied, not removed.
+# BASE: makes .venv anew. It may be a link to a roomier disk: so it is emptied, not removed, and named
+# by where it leads, for the venv module refuses links.
 featprep_start_over() {
     if ! { mkdir -p -- "$featprep_venv" && : >"$featprep_unfinished" &&
         find "$featprep_venv/" -mindepth 1 ! -name "${featprep_unfinished##*/}" -delete &&
-        "$1" -m venv "$featprep_venv" >&2; }; then
-        featprep_stop 4 "$1 -m venv $featprep_venv failed ($(featprep_free "$featprep_root")):" \
+        "$1" -m venv "$(CDPATH='' cd -- "$featprep_venv" && pwd -P)" >&2; }; then
+        featprep_stop 4 "$1 -m venv $featprep_venv failed ($(featprep_free "$featprep_venv")):" \
             "the reason stands above; the same command tries again"
     fi
 }

@@ -23,6 +23,12 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT), str(ROOT.parent / "data-preprocess")]
 
+from fakes import FakeEncoder, fake_session  # noqa: E402
+from featprep.cli import _guarded  # noqa: E402
+from featprep.commands import encode as command  # noqa: E402
+from featprep.commands import encode_run  # noqa: E402
+from test_encode_run import InlinePool  # noqa: E402
+
 STEPS = ("write", "rename", "unlink", "replace")
 
 
@@ -35,16 +41,11 @@ def make_images(folder: Path) -> None:
 
 
 def encode(source: Path, output: Path, flags: list[str]) -> int:
-    from fakes import FakeEncoder, fake_session
-    from featprep.cli import _guarded
-    from featprep.commands import encode, encode_run
-    from test_encode_run import InlinePool
-
     encode_run.open_session = fake_session(FakeEncoder())
     encode_run.DecodePool = InlinePool  # type: ignore[misc,assignment]
     words = ["--input", str(source), "--output", str(output), "--model", "clip:tiny", *flags]
     words += ["--size", "32", "--batch_size", "2", "--quiet"]
-    return _guarded(lambda: encode.main(words))
+    return _guarded(lambda: command.main(words))
 
 
 def kill_before(step: int) -> None:
