@@ -5,6 +5,7 @@ python scripts/draw_examples.py FOLDER. The solids are signed distance fields, s
 pixels are always the same; a file that holds them already is left alone. Knows no featprep.
 """
 
+import functools
 import io
 import sys
 from collections.abc import Callable
@@ -22,13 +23,23 @@ Solid = tuple[Field, Colour]
 
 OVERSAMPLING = 2
 STEPS = 48
+HIT = 1e-3  # of the distance travelled
 EYE = np.array([0.0, 1.1, 4.2], np.float32)
 KEY_LIGHT = np.array([-0.55, 0.75, 0.45], np.float32) / np.float32(1.033)
-EDGE = 0.012  # of the distance travelled: about two pixels of an image 360 high
+EDGE = 0.010  # the same: about five pixels of an image 300 high
+
+
+def dots(a: Floats, b: Floats) -> Floats:
+    """Row by row, without BLAS: its threads are slower than one on three columns."""
+    return np.einsum("ij,ij->i" if b.ndim == 2 else "ij,j->i", a, b)
+
+
+def lengths(p: Floats) -> Floats:
+    return np.sqrt(dots(p, p))
 
 
 def ball(radius: float) -> Field:
-    return lambda p: np.linalg.norm(p, axis=1) - radius
+    return lambda p: lengths(p) - radius
 
 
 def ring(radius: float, tube: float) -> Field:
@@ -38,7 +49,7 @@ def ring(radius: float, tube: float) -> Field:
 def block(half: float, rounding: float) -> Field:
     def distance(p: Floats) -> Floats:
         q = np.abs(p) - np.float32(half - rounding)
-        outside = np.linalg.norm(np.maximum(q, 0), axis=1)
+        outside = lengths(np.maximum(q, 0))
         return outside + np.minimum(q.max(axis=1), 0) - np.float32(rounding)
 
     return distance
@@ -50,7 +61,7 @@ def cone(height: float, radius: float, rounding: float) -> Field:
 
     def distance(p: Floats) -> Floats:
         q = np.stack([np.hypot(p[:, 0], p[:, 2]), p[:, 1]], axis=1)
-        along = np.clip((q - apex) @ (rim - apex) / np.sum((rim - apex) ** 2), 0, 1)
+        along = np.clip(dots(q - apex, rim - apex) / np.sum((rim - apex) ** 2), 0, 1)
         slant = q - apex - along[:, None] * (rim - apex)
         base = np.hypot(np.maximum(q[:, 0] - radius, 0), q[:, 1] - rim[1])
         inside = (q[:, 1] > rim[1]) & (slant[:, 0] * height + slant[:, 1] * radius < 0)
@@ -67,7 +78,7 @@ def placed(field: Field, x: float, y: float, z: float, tilt: float = 0, turn: fl
     about_y = [[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]]
     turned = (np.array(about_y) @ np.array(about_x)).astype(np.float32)
     offset = np.array([x, y, z], np.float32)
-    return lambda p: field((p - offset) @ turned)
+    return lambda p: field(np.einsum("ij,jk->ik", p - offset, turned))
 
 
 def trace(field: Field, rays: Floats) -> tuple[Floats, Floats]:
@@ -75,12 +86,12 @@ def trace(field: Field, rays: Floats) -> tuple[Floats, Floats]:
     travelled = np.full(len(rays), 2.0, np.float32)
     closest, at = np.full(len(rays), 9.0, np.float32), travelled.copy()
     for _ in range(STEPS):
-        alive = np.flatnonzero((travelled < 7) & (closest > 1e-3))
+        alive = np.flatnonzero((travelled < 7) & (closest > HIT))
         gap = field(EYE + rays[alive] * travelled[alive, None]) / travelled[alive]
         nearer = gap < closest[alive]
         closest[alive[nearer]], at[alive[nearer]] = gap[nearer], travelled[alive[nearer]]
         travelled[alive] += np.maximum(gap * travelled[alive], 2e-3)
-    alpha = np.clip(1 - closest / EDGE, 0, 1)
+    alpha = np.clip(1 - (closest - HIT) / EDGE, 0, 1)
     return EYE + rays * at[:, None], alpha * alpha * (3 - 2 * alpha)
 
 
@@ -90,17 +101,17 @@ def normals(field: Field, points: Floats) -> Floats:
     total = np.zeros_like(points)
     for corner in corners:
         total += corner * field(points + corner * np.float32(1e-3))[:, None]
-    return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-9)
+    return total / np.maximum(lengths(total)[:, None], 1e-9)
 
 
 def shade(normal: Floats, rays: Floats, colour: Floats) -> Floats:
     """A warm key light, a cool sky, a sheen and a rim."""
-    key = np.clip(normal @ KEY_LIGHT, 0, 1)[:, None]
+    key = np.clip(dots(normal, KEY_LIGHT), 0, 1)[:, None]
     sky = (0.5 + 0.5 * normal[:, 1:2]) * np.array([0.30, 0.36, 0.48], np.float32)
     half = KEY_LIGHT - rays
-    half /= np.linalg.norm(half, axis=1, keepdims=True)
-    sheen = np.clip(np.sum(normal * half, axis=1), 0, 1)[:, None] ** 60
-    rim = (1 - np.clip(-np.sum(normal * rays, axis=1), 0, 1))[:, None] ** 3
+    half /= lengths(half)[:, None]
+    sheen = np.clip(dots(normal, half), 0, 1)[:, None] ** 60
+    rim = (1 - np.clip(-dots(normal, rays), 0, 1))[:, None] ** 3
     lit = colour * (0.10 + sky + key * np.array([0.95, 0.90, 0.80], np.float32))
     return lit + 0.55 * sheen + 0.22 * rim * sky
 
@@ -113,10 +124,11 @@ def solids(height: int, width: int, scene: list[Solid]) -> Image.Image:
     forward = -EYE / np.linalg.norm(EYE)
     up = np.array([0, -forward[2], forward[1]], np.float32)
     rays = forward + 0.62 * (x[None, :, None] * np.array([1, 0, 0]) + y[:, None, None] * up)
-    rays = (rays / np.linalg.norm(rays, axis=2, keepdims=True)).reshape(-1, 3).astype(np.float32)
+    rays = rays.reshape(-1, 3).astype(np.float32)
+    rays /= lengths(rays)[:, None]
 
     def field(points: Floats) -> Floats:
-        return np.min([part(points) for part, _ in scene], axis=0)
+        return functools.reduce(np.minimum, (part(points) for part, _ in scene))
 
     points, alpha = trace(field, rays)
     owner = np.argmin([part(points) for part, _ in scene], axis=0)

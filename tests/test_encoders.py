@@ -9,7 +9,7 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +64,11 @@ def encoder(checkpoint: tuple[str, ModelName]) -> Encoder:
 
 
 @pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Load]:
+def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
     """load("clip", compute=…): a family's tiny checkpoint as a local one."""
     folders = {family: tmp_path_factory.mktemp(family) for family in TINY}
     paths = {family: write_tiny(family, folder) for family, folder in folders.items()}
-    yield lambda family, **options: load_encoder(
+    return lambda family, **options: load_encoder(
         named(paths[family], family), LoadOptions(**options)
     )
 
@@ -241,9 +241,9 @@ def test_maps_equal_upstreams_at_native_other_and_non_square_sizes(
 @pytest.mark.parametrize("name", ["clip:ViT-B/32", "hf:facebook/dinov2-small"])
 def test_a_whole_encoder_equals_upstreams(name: str, tmp_path: Path) -> None:
     local = named(write_random(name, tmp_path), name.partition(":")[0])
-    cases = [Case(224, 224, 1), Case(224, 224, 7), Case(96, 224, 7)]
+    cases = [Case(224, 224, 1), Case(96, 224, 7)]
     if name.startswith("hf"):
-        cases = [Case(224, 224, 1), Case(112, 112, 7), Case(70, 112, 7)]
+        cases = [Case(224, 224, 1), Case(70, 112, 7)]
     for parity in certify.certify(local, cases):
         assert parity.is_within, parity
 
@@ -306,7 +306,7 @@ def test_storage_is_what_is_wanted_whatever_the_compute(
 ) -> None:
     encoder = load(family, compute=compute)
     for dtype in ("float32", "float16"):
-        maps = encoder.encode(images(1), Want(dtype=dtype)).map  # type: ignore[arg-type]
+        maps = encoder.encode(images(1), Want(dtype=dtype)).map
         assert maps.dtype == np.dtype(dtype)
         assert np.isfinite(maps).all()
 
@@ -507,6 +507,7 @@ def test_clip_is_float32_on_every_device_unless_asked(load: Load) -> None:
     assert half.ln_pre.weight.dtype == half.positional_embedding.dtype == torch.float32
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.load`")  # clip.load tries it first
 def test_a_float32_clip_checkpoint_is_never_rounded(tmp_path: Path) -> None:
     """PITFALLS 26: clip.load takes it through float16."""
     path = write_tiny("clip", tmp_path)

@@ -11,7 +11,6 @@ Importing this loads nothing heavy: each name below is fetched when it is first 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,16 +21,22 @@ if TYPE_CHECKING:
 # rebind the attribute.
 _EXPORTS = {"encode": ("featprep.api", "encode"), "open": ("featprep.runs", "open_run")}
 
-try:
-    __version__ = version("featprep")
-except PackageNotFoundError:  # run from a checkout that is not installed
-    __version__ = "0.1.0"
-
 __all__ = ["encode", "open"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _EXPORTS:
         raise AttributeError(f"module 'featprep' has no attribute {name!r}")
     module, attribute = _EXPORTS[name]
     return getattr(import_module(module), attribute)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("featprep")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "0.1.0"

@@ -1,13 +1,14 @@
 """Every setting of an encoding run: its name, default, kind and meaning, in one table.
 
-Defaults < YAML < flags. The command line, the YAML reader and configs/README.md are all made from the
-fields below. Checks that need no encoder are here; what depends on the encoder is checked where the
-encoder is known, still before any work.
+Defaults < YAML < flags. The command line, the YAML reader and configs/README.md are all made from
+the fields below. Checks that need no encoder are here; what depends on the encoder is checked where
+the encoder is known, still before any work.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any
 
 from featprep import settings as kinds
 from featprep.errors import UsageError
-from featprep.settings import Kind, nearest
+from featprep.settings import Kind, nearest, shown
 
-Size = tuple[int, int] | str
+_TAG = "tag:yaml.org,2002:"
+_SCALARS = {_TAG + kind for kind in ("str", "int", "float", "bool", "null", "timestamp")}
 
 
 def _setting(default: Any, kind: Kind, help: str, shown: str | None = None) -> Any:
@@ -44,16 +46,17 @@ class EncodeConfig:
         "the encoder",
         "`ViT-L/14` (CLIP), `facebook/dinov2-large` (DINO), else required",
     )
-    size: Size | None = _setting(
+    size: tuple[int, int] | str | None = _setting(
         None,
         kinds.size(),
-        "input side in pixels; patch sized cells are made of it",
+        "input side in pixels",
         "224 for plain names, native for FAMILY:NAME",
     )
     resize: str = _setting(
         "crop",
         kinds.choice("crop", "squash", "pad", "keep", "native"),
-        "short side then centre crop; stretch; long side then pad; no crop, own size; the checkpoint's recipe",
+        "short side then centre crop; stretch; long side then pad; no crop, own size; the "
+        "checkpoint's recipe",
     )
     max_tokens: int = _setting(
         16384, kinds.count(1, example=16384), "with --resize keep: most cells an image may have"
@@ -135,11 +138,14 @@ class EncodeConfig:
     def __post_init__(self) -> None:
         for name in ("input", "output", "model"):
             if not getattr(self, name):
-                raise UsageError(f"--{name} is required: {FIELDS[name].metadata['help']}")
+                about = FIELDS[name].metadata
+                raise UsageError(f"--{name} is required: {about['help']}, {about['kind'].allowed}")
         if self.quiet and self.verbose:
-            raise UsageError("--quiet and --verbose exclude each other: give one of them")
+            raise UsageError("--quiet and --verbose exclude each other: drop one, or --no_quiet")
         if self.mask_dir is not None and self.mask == "none":
             raise UsageError("--mask_dir with --mask none: drop one of them")
+        if self.mask_dir is not None and not Path(self.mask_dir).is_dir():
+            raise UsageError(f"--mask_dir {shown(self.mask_dir)}: no such folder; check the path")
         if self.resize in ("keep", "native") and self.size not in (None, "native"):
             own = {"keep": "each image's own size", "native": "the checkpoint's own size"}
             raise UsageError(
@@ -153,50 +159,80 @@ SWITCHES = {name for name, item in FIELDS.items() if item.metadata["kind"].is_sw
 
 
 def parse_value(name: str, raw: object) -> Any:
-    """The value of setting `name` from a flag's text or a YAML scalar. Raises UsageError."""
-    if isinstance(raw, list | tuple):
-        raw = ",".join(str(part) for part in raw)
-    if raw is None or isinstance(raw, dict):
-        example = " (quote colours: '#ff8800')" if name == "background" else ""
-        raise UsageError(
-            f"{name} in the YAML has no plain value{example}: give one or drop the key"
-        )
-    if isinstance(raw, float) and raw.is_integer():
-        raw = int(raw)
+    """The value of setting `name` from its text, as a flag or a YAML scalar has it, or from a plain
+    Python value. Raises UsageError."""
     kind: Kind = FIELDS[name].metadata["kind"]
-    return kind.parse(name, str(raw))
+    parts = raw if isinstance(raw, list | tuple) else [raw]
+    if not all(isinstance(part, str | numbers.Real) for part in parts):
+        raise UsageError(f"--{name} wants a plain value, not {type(raw).__name__}: {kind.allowed}")
+    try:
+        text = ",".join(_text(part) for part in parts)
+    except ValueError:  # Python spells no int of more than 4,300 digits
+        raise UsageError(f"--{name}: that number is too long; allowed is {kind.allowed}") from None
+    return kind.parse(name, text)
+
+
+def _text(part: object) -> str:
+    return str(int(part)) if isinstance(part, float) and part.is_integer() else str(part)
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """Settings of a YAML file, parsed and checked one by one. Raises UsageError."""
+    """Settings of a YAML file, parsed and checked one by one. Raises UsageError.
+
+    Nodes are read and nothing is constructed: no tag can make an object, no alias can multiply, and
+    a folder called 0001 or 2024_01 stays what was written.
+    """
     import yaml
 
     try:
-        text = Path(path).read_bytes()
-        loaded = yaml.safe_load(text) or {}
-    except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror or error}; give a YAML file") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        first = " ".join(str(error).split())
-        raise UsageError(f"--config {path}: not YAML: {first}") from error
-    if not isinstance(loaded, dict):
-        raise UsageError(f"--config {path}: not a table of settings; write lines such as size: 224")
-    return {name: value for name, value in (_yaml_item(path, item) for item in loaded.items())}
+        root = yaml.compose(Path(path).read_bytes(), yaml.SafeLoader)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"--config {shown(path)}: {reason}; give a YAML file") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        first = shown(str(error), 200)
+        raise UsageError(f"--config {shown(path)}: not YAML: {first}") from error
+    if root is not None and not isinstance(root, yaml.MappingNode):
+        raise UsageError(
+            f"--config {shown(path)}: not a table of settings; write lines such as size: 224"
+        )
+    settings: dict[str, Any] = {}
+    for key, value in root.value if root is not None else ():
+        where = f"--config {shown(path)}, line {key.start_mark.line + 1}"
+        name = _known_name(key.value, where)
+        if name in settings:
+            raise UsageError(f"{where}: {name} stands there twice; drop one of them")
+        settings[name] = _node_value(name, value, where)
+    return settings
 
 
-def _yaml_item(path: str, item: tuple[object, object]) -> tuple[str, Any]:
-    name = str(item[0]).replace("-", "_")
+def _known_name(key: object, where: str) -> str:
+    name = key.replace("-", "_") if isinstance(key, str) else ""
     if name not in FIELDS:
         hint = nearest(name, FIELDS) or " configs/README.md lists the keys."
-        raise UsageError(f"--config {path}: unknown key {item[0]}.{hint}")
-    return name, parse_value(name, item[1])
+        raise UsageError(f"{where}: unknown key {shown(str(key))}.{hint}")
+    return name
+
+
+def _node_value(name: str, node: Any, where: str) -> Any:
+    parts = node.value if node.tag == _TAG + "seq" else [node]
+    tags = {getattr(part, "tag", "") for part in parts}  # a mapping holds pairs, which have none
+    if not tags <= _SCALARS:
+        raise UsageError(f"{where}: {name} wants a plain value, without tags or nesting")
+    if node.tag == _TAG + "null":
+        hint = "; quote a colour: '#ff8800'" if name == "background" else ""
+        raise UsageError(f"{where}: {name} has no value{hint}; give one or drop the key")
+    try:
+        return parse_value(name, [part.value for part in parts])
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
 
 
 def make_config(
     flags: Mapping[str, Any], config_file: str | None = None, **defaults: Any
 ) -> EncodeConfig:
     """Defaults < YAML < flags (already parsed values)."""
-    from_yaml = read_yaml(config_file) if config_file else {}
+    from_yaml = {} if config_file is None else read_yaml(config_file)
     return EncodeConfig(**{**defaults, **from_yaml, **flags})
 
 

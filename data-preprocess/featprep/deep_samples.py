@@ -127,6 +127,7 @@ def tiff_samples(data: bytes, tags: Tags, orientation: int) -> Samples:
             f"TIFF with {channels} channels of {'/'.join(map(str, sorted(bits)))} bits and "
             f"photometric interpretation {photometric}: not read; convert it to PNG"
         )
+    _check_whole(data, tags)
     if is_planar:
         planes = range(min(channels, 4 if is_rgb else 2))
         values = np.dstack([_pillow_grey(_plane(data, tags, plane)) for plane in planes])
@@ -140,6 +141,16 @@ def tiff_samples(data: bytes, tags: Tags, orientation: int) -> Samples:
     return _channels(turned(values, orientation), tuple(tags.get(EXTRA, ())))
 
 
+def _check_whole(data: bytes, tags: Tags) -> None:
+    """All strips or tiles lie in the file: else what _retagged appends is read as their rest."""
+    offsets = tags.get(TILE_OFFSETS) or tags[STRIP_OFFSETS]
+    counts = tags.get(TILE_COUNTS) or tags[STRIP_COUNTS]
+    ends = [offset + count for offset, count in zip(offsets, counts, strict=True)]
+    due = tags[WIDTH] * tags[LENGTH] * tags.get(CHANNELS, 1) * tags[BITS][0] // 8
+    if max(ends) > len(data) or (tags.get(COMPRESSION, 1) == 1 and sum(counts) < due):
+        raise ImageError("TIFF is truncated: the file ends before the image does")
+
+
 def _of_tiff(image: TiffImagePlugin.TiffImageFile, data: bytes, orientation: int) -> Samples | None:
     tags = image.tag_v2
     bits, kind = tags.get(BITS, (1,))[0], tags.get(FORMAT, (UNSIGNED,))[0]
@@ -150,8 +161,9 @@ def _of_tiff(image: TiffImagePlugin.TiffImageFile, data: bytes, orientation: int
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return None
     grey = _grey(image)
-    if image.mode == "I" and kind == UNSIGNED:
-        return Samples(grey.colour.view(np.uint32))
+    if image.mode == "I":  # Pillow's one mode for int16, int32 and uint32
+        own = {(16, SIGNED): np.int16, (32, UNSIGNED): np.uint32}.get((bits, kind), np.int32)
+        return Samples(grey.colour.astype(own))
     if image.mode != "F" and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
         return Samples(~grey.colour)  # Pillow inverts up to 8 bits, not these
     return Samples(grey.colour, bits=bits if bits == 12 else None)

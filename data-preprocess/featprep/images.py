@@ -232,9 +232,7 @@ def _explained(kind: str, max_pixels: int) -> Iterator[None]:
         raise ImageError(f"{kind}: not enough memory to decode it") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{kind} of more pixels than --max_pixels {max_pixels:,}") from error
-    except (
-        Exception
-    ) as error:  # decoders raise OSError, SyntaxError, ValueError, KeyError, struct.error …
+    except Exception as error:  # OSError, SyntaxError, ValueError, KeyError, struct.error …
         raise ImageError(_reason(kind, error)) from error
 
 

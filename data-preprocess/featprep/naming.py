@@ -22,7 +22,7 @@ def sort_key(name: str) -> bytes:
 
 def fold(name: str) -> str:
     """What a file system that folds case (and Unicode composition) takes for the same name."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
 def shard_of(key: str, count: int) -> int:
@@ -36,13 +36,19 @@ def is_in_shard(key: str, shard: tuple[int, int] | None) -> bool:
 
 
 def is_reserved(key: str) -> bool:
-    """Would a result of this key stand in the ledger's own folder, or outside the output?"""
+    """May no result have this key? Its files would stand in the ledger's own folder or outside the
+    output, or it is no name at all."""
     parts = key.split("/")
-    outside = any(part in ("", ".", "..") for part in parts)
-    return outside or fold(parts[0]) == RESERVED
+    impossible = "\0" in key or any(part in ("", ".", "..") for part in parts)
+    return impossible or fold(parts[0]) == RESERVED
 
 
 def printable(name: str) -> str:
     """A name that is safe to print: no control characters, no terminal escapes, no lone bytes."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else _escaped(c) for c in name)
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # a byte that was not UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()

@@ -19,15 +19,21 @@ NAMED_COLOURS = {"black": (0, 0, 0), "white": (255, 255, 255), "grey": (128, 128
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """`allowed` is the phrase for tables and refusals; `parse` gets the flag's name and its text."""
+    """`allowed`: the phrase for tables and refusals. `parse` gets the flag's name and its text."""
 
     allowed: str
     parse: Callable[[str, str], Any]
     is_switch: bool = False
 
 
-def refuse(name: str, raw: object, allowed: str, example: object) -> NoReturn:
-    raise UsageError(f"--{name} {raw}: allowed is {allowed}; for example --{name} {example}")
+def refuse(name: str, raw: str, allowed: str, example: object) -> NoReturn:
+    raise UsageError(f"--{name} {shown(raw)}: allowed is {allowed}; for example --{name} {example}")
+
+
+def shown(raw: str, most: int = 80) -> str:
+    """What was asked, on one line of bearable length; nothing at all is shown as ''."""
+    line = " ".join(raw.split()) or "''"
+    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
@@ -38,8 +44,10 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 def text(allowed: str) -> Kind:
     def parse(name: str, raw: str) -> str:
-        if not raw.strip() or "\0" in raw:
-            raise UsageError(f"--{name} is empty; allowed is {allowed}")
+        if not raw.strip():
+            raise UsageError(f"--{name} is empty: give {allowed}")
+        if "\0" in raw:
+            raise UsageError(f"--{name} holds a NUL character: give {allowed}")
         return raw
 
     return Kind(allowed, parse)
@@ -62,7 +70,7 @@ def choice(*names: str) -> Kind:
     def parse(name: str, raw: str) -> str:
         if raw not in names:
             hint = nearest(raw, names)
-            raise UsageError(f"--{name} {raw}: allowed is one of {allowed}.{hint}")
+            raise UsageError(f"--{name} {shown(raw)}: allowed is one of {allowed}.{hint}")
         return raw
 
     return Kind(allowed, parse)
@@ -74,9 +82,9 @@ def count(least: int, *, auto: bool = False, example: int = 8) -> Kind:
     def parse(name: str, raw: str) -> int | None:
         if auto and raw == "auto":
             return None
-        if not re.fullmatch(r"[0-9]{1,15}", raw) or int(raw) < least:
+        if not re.fullmatch(r"[0-9][0-9_]{0,17}", raw) or int(raw.replace("_", "")) < least:
             refuse(name, raw, allowed, example)
-        return int(raw)
+        return int(raw.replace("_", ""))
 
     return Kind(allowed, parse)
 
@@ -116,7 +124,7 @@ def _parse_colour(name: str, raw: str) -> str:
     if raw not in (*NAMED_COLOURS, "mean") and not re.fullmatch(r"#[0-9a-fA-F]{6}", raw):
         allowed = f"{', '.join(NAMED_COLOURS)}, mean or #rrggbb"
         raise UsageError(
-            f"--{name} {raw}: allowed is {allowed} (quote it: '#ff8800')."
+            f"--{name} {shown(raw)}: allowed is {allowed} (quote it: '#ff8800')."
             f"{nearest(raw, (*NAMED_COLOURS, 'mean'))}"
         )
     return raw.lower()

@@ -140,9 +140,10 @@ def _is_torchscript(path: Path) -> bool:
 def _plain(loaded: Any, path: Path, name: ModelName) -> dict[str, Tensor]:
     from torch import Tensor
 
-    if isinstance(loaded, Mapping) and all(isinstance(item, Tensor) for item in loaded.values()):
-        return dict(loaded)
-    nested = [key for key, item in loaded.items() if isinstance(item, Mapping)] if loaded else []
+    table = loaded if isinstance(loaded, Mapping) else {"": loaded}
+    if all(isinstance(item, Tensor) for item in table.values()):
+        return dict(table)
+    nested = [key for key, item in table.items() if isinstance(item, Mapping)]
     inside = next((key for key in ("state_dict", "model") if key in nested), "state_dict")
     raise WeightsError(
         f"{name}: {path} holds more than tensors; allowed is a plain state dict: "

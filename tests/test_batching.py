@@ -1,0 +1,52 @@
+"""Queues per size, bounded; what the end-to-end tests cannot see of batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fakes import FakeEncoder
+from featprep.batching import BatchEncoder, SizeQueues
+from featprep.encoders.base import Want
+from featprep.records import ImageRef, Prepared
+
+
+def _image(name: str, height: int = 16, width: int = 16) -> Prepared:
+    pixels = np.full((3, height, width), ord(name), np.uint8)
+    meta = {"geometry": {"grid": [height // 8, width // 8]}}
+    return Prepared(ImageRef(name, name, name, 0, 0), pixels, None, "", meta)
+
+
+def _names(batch: list[Prepared] | None) -> str | None:
+    return None if batch is None else "".join(image.ref.key for image in batch)
+
+
+def test_images_of_one_size_make_a_batch() -> None:
+    queues = SizeQueues(2, most=100)
+    given = [_image("a"), _image("b", 24), _image("c"), _image("d", 24), _image("e")]
+    assert [_names(queues.add(image)) for image in given] == [None, None, "ac", "bd", None]
+    assert [_names(batch) for batch in queues.rest()] == ["e"]
+
+
+def test_when_too_many_wait_the_fullest_queue_goes() -> None:
+    queues = SizeQueues(3, most=4)
+    given = [_image("a", 8), _image("b", 16), _image("c", 16), _image("d", 24)]
+    assert [_names(queues.add(image)) for image in given] == [None, None, None, "bc"]
+    assert sorted(str(_names(batch)) for batch in queues.rest()) == ["a", "d"]
+
+
+def test_a_grid_that_is_not_what_was_promised_is_never_stored() -> None:
+    encoder = FakeEncoder()
+    batch = BatchEncoder(encoder, Want(), 2, exact=lambda: encoder)
+    image = _image("a")
+    image.meta["geometry"]["grid"] = [9, 9]
+    with pytest.raises(AssertionError, match=r"the encoder gave cells \(2, 2\), its grid\(\) \(9, 9\)"):
+        list(batch.encode([image]))
+
+
+def test_a_halved_batch_stays_halved() -> None:
+    encoder, sizes = FakeEncoder(room=2), []
+    batch = BatchEncoder(encoder, Want(), 8, exact=lambda: encoder, on_halved=sizes.append)
+    for _ in range(2):
+        assert len(list(batch.encode([_image(name) for name in "abc"]))) == 3
+    assert sizes == [4, 2]
+    assert [shape[0] for shape in encoder.calls] == [8, 4, 2, 2, 2, 2]

@@ -1,0 +1,89 @@
+"""Dispatch, exit codes and the words of refusals."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from featprep import cli
+from featprep.errors import OutputError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert cli.main(list(words)) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    return said.err
+
+
+def test_an_unknown_command_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _refusal(capsys, "encoed") == (
+        "featprep: no command 'encoed'. Did you mean encode? There are: "
+        f"{', '.join(cli.COMMANDS)}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--modle", "x"], "unknown flag --modle. Did you mean --model? See featprep encode --help"),
+        (["--save-mta"], "unknown flag --save_mta. Did you mean --save_meta? See featprep encode --help"),
+        (["photos"], "'photos' stands alone: every value follows its flag, such as --input photos"),
+        (["--input"], "argument --input: expected one argument; see featprep encode --help"),
+        (
+            ["--input", "nowhere", "--output", "o", "--model", "hf:tiny"],
+            "--input nowhere: no such file or folder; check the path",
+        ),
+        (
+            ["--input", "a", "--output", "o", "--model", "hf:tiny", "--resize", "keep", "--size", "9"],
+            "--resize keep takes each image's own size: drop --size, or use --resize crop, squash or pad",
+        ),
+    ],
+)
+def test_bad_usage_is_one_line(
+    capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert _refusal(capsys, "encode", *words) == f"featprep: {message}\n"
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    said = capsys.readouterr().out
+    assert [name for name in cli.COMMANDS if f"  {name} " not in said] == []
+
+
+def test_models_lists_and_filters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "dinov2-base"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[0].split() == ["name", "hidden", "patch", "native", "projected"]
+    assert rows[1].split() == ["hf:facebook/dinov2-base", "768", "14", "518×518", "-"]
+    assert len(rows) == 2
+
+
+def test_what_ends_a_command_decides_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(error: BaseException):  # noqa: ANN202
+        def command() -> int:
+            raise error
+
+        return command
+
+    assert cli._guarded(stop(OutputError("full"))) == 4
+    assert capsys.readouterr().err == "featprep: full\n"
+    assert cli._guarded(stop(KeyboardInterrupt())) == 130
+    assert cli._guarded(stop(RuntimeError("oops"))) == 1
+    said = capsys.readouterr().err
+    assert "RuntimeError: oops" in said
+    assert said.endswith("this is a defect of ours; please report it with the lines above\n")
+
+
+def test_a_reader_that_closes_the_pipe_ends_the_command_quietly() -> None:
+    words = f"{sys.executable} -m featprep settings | head -1"
+    done = subprocess.run(
+        ["bash", "-c", words], cwd=ROOT / "data-preprocess", capture_output=True, text=True
+    )
+    assert done.stdout.startswith("| key |")
+    assert done.stderr == ""

@@ -1,0 +1,643 @@
+"""Weights: where they come from, what is refused, what identifies them. Real files, no network."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from featprep.encoders import describe, load_encoder, weights
+from featprep.encoders.base import LoadOptions, ModelName
+from featprep.encoders.openai_clip import import_clip
+from featprep.encoders.tiny import TINY, write_checkpoint, write_tiny
+from featprep.errors import WeightsError
+from safetensors.torch import load_file, save_file
+
+URL = "https://openaipublic.azureedge.net/clip/models/{sha}/{file}"
+
+
+def name(path: Path, family: str) -> ModelName:
+    return ModelName(family, "test", str(path))
+
+
+def load(path: Path, family: str, **options: Any) -> Any:
+    return load_encoder(name(path, family), LoadOptions(**options))
+
+
+def refusal(path: Path, family: str) -> str:
+    with pytest.raises(WeightsError) as caught:
+        load(path, family)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def clip_file(tmp_path: Path) -> Path:
+    return write_tiny("clip", tmp_path / "clip")
+
+
+@pytest.fixture
+def hf_folder(tmp_path: Path) -> Path:
+    return write_tiny("hf", tmp_path / "hf")
+
+
+def change_hf(folder: Path, change: Any) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, folder / "model.safetensors")
+
+
+def change_clip(file: Path, change: Any) -> None:
+    tensors = torch.load(file, weights_only=True)
+    change(tensors)
+    torch.save(tensors, file)
+
+
+def change_json(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+# --- identity
+
+
+def test_the_digest_depends_on_every_name_value_shape_and_setting() -> None:
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(1.5)}
+    digest = weights.digest(tensors, {"eps": 1e-6})
+    assert len(digest) == 64
+    assert digest == weights.digest(dict(reversed(tensors.items())), {"eps": 1e-6})
+    nudged = tensors["a"].clone()
+    nudged[1, 2] = torch.nextafter(nudged[1, 2], torch.tensor(9.0))
+    others = [
+        weights.digest({**tensors, "a": nudged}, {"eps": 1e-6}),
+        weights.digest({**tensors, "a": tensors["a"].reshape(3, 2)}, {"eps": 1e-6}),
+        weights.digest({"a": tensors["b"], "b": tensors["a"]}, {"eps": 1e-6}),
+        weights.digest({"a": tensors["a"]}, {"eps": 1e-6}),
+        weights.digest(tensors, {"eps": 1e-5}),
+    ]
+    assert len({digest, *others}) == 6
+
+
+def test_the_digest_is_of_values_and_not_of_storage() -> None:
+    whole = torch.arange(12.0).reshape(3, 4)
+    digest = weights.digest({"a": whole}, {})
+    for other in (whole.half(), whole.bfloat16(), whole.T.contiguous().T):
+        assert weights.digest({"a": other}, {}) == digest
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_one_set_of_clip_weights_has_one_digest_in_every_container(
+    clip_file: Path, tmp_path: Path
+) -> None:
+    tensors = torch.load(clip_file, weights_only=True)
+    save_file(tensors, tmp_path / "x.safetensors")
+    torch.save({key: item.half() for key, item in tensors.items()}, tmp_path / "half.pt")
+    archive(clip_file, tmp_path / "archive.pt")
+    digest = load(clip_file, "clip").digest
+    assert load(tmp_path / "x.safetensors", "clip").digest == digest
+    assert load(tmp_path / "half.pt", "clip").digest == digest
+    assert load(tmp_path / "archive.pt", "clip", trust_weights=True).digest == digest
+    change_clip(clip_file, lambda tensors: tensors["visual.proj"].mul_(2))
+    assert load(clip_file, "clip").digest != digest
+
+
+def test_one_set_of_dinov2_weights_has_one_digest_in_every_container(hf_folder: Path) -> None:
+    digest = load(hf_folder, "hf").digest
+    file = hf_folder / "model.safetensors"
+    tensors = load_file(file)
+    file.unlink()
+
+    torch.save(tensors, hf_folder / "pytorch_model.bin")
+    assert load(hf_folder, "hf").digest == digest
+    (hf_folder / "pytorch_model.bin").unlink()
+
+    keys = sorted(tensors)
+    shards = {"one.safetensors": keys[::2], "two.safetensors": keys[1::2]}
+    for shard, own in shards.items():
+        save_file({key: tensors[key] for key in own}, hf_folder / shard, {"format": "pt"})
+    where = {key: shard for shard, own in shards.items() for key in own}
+    index = {"metadata": {}, "weight_map": where}
+    (hf_folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert load(hf_folder, "hf").digest == digest
+
+    classifier = {f"dinov2.{key}": item for key, item in tensors.items()}
+    classifier["classifier.weight"] = torch.zeros(2, 128)
+    save_file(classifier, file, {"format": "pt"})
+    assert load(hf_folder, "hf").digest == digest
+
+
+def test_the_digest_passes_over_what_the_map_does_not_depend_on(
+    hf_folder: Path, clip_file: Path
+) -> None:
+    before = load(hf_folder, "hf").digest, load(clip_file, "clip").digest
+    change_hf(hf_folder, lambda tensors: tensors["embeddings.mask_token"].add_(1))
+    change_clip(clip_file, lambda tensors: tensors["token_embedding.weight"].add_(1))
+    assert (load(hf_folder, "hf").digest, load(clip_file, "clip").digest) == before
+    change_json(hf_folder / "config.json", layer_norm_eps=1e-5)
+    assert load(hf_folder, "hf").digest != before[0]
+
+
+def test_half_precision_checkpoints_are_widened_and_float32_ones_untouched(
+    hf_folder: Path,
+) -> None:
+    plain = load(hf_folder, "hf").model.state_dict()
+    file = load_file(hf_folder / "model.safetensors")
+    assert torch.equal(plain["layernorm.weight"], file["layernorm.weight"])
+    change_json(hf_folder / "config.json", dtype="float16", torch_dtype="float16")
+    assert load(hf_folder, "hf").model.dtype == torch.float32
+    change_hf(hf_folder, lambda t: t.update({key: item.bfloat16() for key, item in t.items()}))
+    assert load(hf_folder, "hf").model.dtype == torch.float32
+
+
+# --- what can run code
+
+
+class Payload:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.marker,))
+
+
+@pytest.mark.parametrize(
+    "save", [torch.save, lambda item, file: file.write_bytes(pickle.dumps(item))]
+)
+def test_a_pickle_that_would_run_code_is_refused_and_runs_none(
+    hf_folder: Path, tmp_path: Path, save: Any
+) -> None:
+    marker = tmp_path / "was-run"
+    hostile = {"layernorm.weight": torch.ones(64), "x": Payload(marker)}
+    save(hostile, tmp_path / "hostile.pt")
+    assert refusal(tmp_path / "hostile.pt", "clip").startswith(
+        f"clip:test: {tmp_path / 'hostile.pt'} refused: not tensors alone, or broken; allowed is a "
+        "file made with torch.save(model.state_dict(), FILE), or safetensors ("
+    )
+    (hf_folder / "model.safetensors").unlink()
+    save(hostile, hf_folder / "pytorch_model.bin")
+    assert refusal(hf_folder, "hf").startswith(f"hf:test: transformers refuses {hf_folder}: ")
+    assert not marker.exists()
+
+
+def test_code_that_a_checkpoint_brings_is_never_run(hf_folder: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "was-run"
+    (hf_folder / "modeling_evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass Evil: pass\n")
+    change_json(
+        hf_folder / "config.json",
+        auto_map={"AutoModel": "modeling_evil.Evil", "AutoConfig": "modeling_evil.Evil"},
+        _attn_implementation="someone/kernel",
+    )
+    load(hf_folder, "hf")
+    assert not marker.exists()
+
+
+def archive(state_dict: Path, file: Path) -> None:
+    """A TorchScript archive as OpenAI's: the model, and three numbers in its state dict."""
+    model: Any = torch.nn.Module()
+    for key, item in torch.load(state_dict, weights_only=True).items():
+        *rooms, last = key.split(".")
+        room = model
+        for part in rooms:
+            if not hasattr(room, part):
+                room.add_module(part, torch.nn.Module())
+            room = getattr(room, part)
+        room.register_parameter(last, torch.nn.Parameter(item))
+    for key, value in (("input_resolution", 224), ("context_length", 77), ("vocab_size", 49408)):
+        model.register_buffer(key, torch.tensor(value))
+    torch.jit.script(model).save(str(file))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_torchscript_archive_opens_only_if_published_or_trusted(
+    clip_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "archive.pt"
+    archive(clip_file, file)
+    opened: list[Path] = []
+    real: Any = torch.jit.load
+
+    def spy(path: Path, **options: Any) -> Any:
+        opened.append(path)
+        return real(path, **options)
+
+    monkeypatch.setattr(torch.jit, "load", spy)
+    assert refusal(file, "clip") == (
+        f"clip:test: {file} is a TorchScript archive, which can run code, and not one that OpenAI "
+        "published; if you trust who made it, add --trust_weights"
+    )
+    assert opened == []
+    assert load(file, "clip", trust_weights=True).spec.native_size == (224, 224)
+    assert opened == [file]
+    sha = hashlib.sha256(file.read_bytes()).hexdigest()
+    url = URL.format(sha=sha, file="archive.pt")
+    monkeypatch.setattr(import_clip(), "_MODELS", {"ViT-X": url})
+    assert load(file, "clip").spec.hidden_dim == 64
+
+
+# --- incomplete and mistaken checkpoints
+
+
+def test_a_lacking_tensor_is_an_error_and_never_drawn_at_random(
+    hf_folder: Path, clip_file: Path
+) -> None:
+    change_hf(hf_folder, lambda tensors: tensors.pop("encoder.layer.1.norm2.bias"))
+    assert refusal(hf_folder, "hf") == (
+        f"hf:test: {hf_folder} lacks encoder.layer.1.norm2.bias, on which the map depends; get a "
+        "whole copy of the checkpoint"
+    )
+    change_clip(clip_file, lambda tensors: tensors.pop("visual.ln_pre.bias"))
+    message = refusal(clip_file, "clip")
+    assert message.startswith(f"clip:test: {clip_file} does not fit clip, get a whole copy: ")
+    assert "visual.ln_pre.bias" in message
+
+
+def test_a_mask_token_may_be_lacking_for_no_map_depends_on_it(hf_folder: Path) -> None:
+    change_hf(hf_folder, lambda tensors: tensors.pop("embeddings.mask_token"))
+    assert load(hf_folder, "hf").spec.depth == 3
+
+
+def test_a_misshapen_tensor_is_an_error(hf_folder: Path, clip_file: Path) -> None:
+    change_hf(hf_folder, lambda t: t.update({"layernorm.bias": torch.zeros(65)}))
+    assert refusal(hf_folder, "hf").startswith(f"hf:test: transformers refuses {hf_folder}: ")
+    change_clip(clip_file, lambda t: t.update({"visual.ln_post.bias": torch.zeros(65)}))
+    assert "visual.ln_post.bias" in refusal(clip_file, "clip")
+
+
+def test_a_config_that_says_less_than_the_tensors_is_an_error(hf_folder: Path) -> None:
+    """Else registers, or the last blocks, would silently be left out."""
+    change_json(hf_folder / "config.json", num_hidden_layers=2)
+    message = refusal(hf_folder, "hf")
+    assert message.startswith(f"hf:test: {hf_folder} holds encoder.layer.2.attention.")
+    assert message.endswith(
+        ", of which its config.json says nothing; put the config.json of that checkpoint there"
+    )
+    assert TINY["hf"].depth == 3
+
+
+def test_another_architecture_than_the_name_says_is_an_error(clip_file: Path) -> None:
+    with pytest.raises(WeightsError) as caught:
+        load_encoder(ModelName("clip", "ViT-B/32", str(clip_file)), LoadOptions())
+    assert str(caught.value) == (
+        f"clip:ViT-B/32: {clip_file} holds another architecture (patch 14, width 64, 3 blocks, "
+        f"side 224); give it as clip:YOUR_NAME={clip_file}"
+    )
+
+
+def test_a_clip_resnet_a_foreign_file_and_a_whole_training_state_are_told_apart(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "x.pt"
+    torch.save({"visual.layer1.0.conv1.weight": torch.zeros(1)}, file)
+    assert refusal(file, "clip") == (
+        f"clip:test: {file} is a CLIP ResNet; allowed are vision transformers: ViT-B/32, "
+        "ViT-B/16, ViT-L/14, ViT-L/14@336px"
+    )
+    torch.save({"vision_model.x": torch.zeros(1)}, file)
+    assert refusal(file, "clip") == (
+        f"clip:test: {file} is no OpenAI CLIP state dict, it lacks visual.conv1.weight, "
+        "visual.positional_embedding, visual.proj, text_projection, positional_embedding, "
+        "token_embedding.weight, ln_final.weight; allowed is clip's model.state_dict()"
+    )
+    torch.save({"epoch": 3, "model": {"a": torch.zeros(1)}}, file)
+    assert refusal(file, "clip") == (
+        f"clip:test: {file} holds more than tensors; allowed is a plain state dict: "
+        "torch.save(torch.load(FILE)['model'], NEW_FILE)"
+    )
+    torch.save([1, 2], file)
+    assert "holds more than tensors" in refusal(file, "clip")
+    file.write_bytes(b"no weights at all")
+    assert "refused: not tensors alone, or broken" in refusal(file, "clip")
+    assert refusal(tmp_path / "absent.pt", "clip") == (
+        f"clip:test: no file {tmp_path / 'absent.pt'}; give the path of a .pt or .safetensors file"
+    )
+
+
+def test_a_folder_that_is_not_whole_says_which_file_it_wants(hf_folder: Path) -> None:
+    folder = hf_folder
+    change_json(folder / "config.json", model_type="vit")
+    assert refusal(folder, "hf") == (
+        f"hf:test: {folder / 'config.json'} is of model type vit; allowed is dinov2 or "
+        "dinov2_with_registers, such as hf:facebook/dinov2-base"
+    )
+    change_json(folder / "config.json", model_type="dinov2")
+    change_json(folder / "preprocessor_config.json", rescale_factor=1.0)
+    assert refusal(folder, "hf") == (
+        f"hf:test: cannot use {folder / 'config.json'} with preprocessor_config.json: "
+        "rescale_factor 1.0; allowed is 1/255; put the checkpoint's own there"
+    )
+    (folder / "preprocessor_config.json").unlink()
+    assert refusal(folder, "hf") == (
+        f"hf:test: cannot read {folder / 'preprocessor_config.json'} (No such file or directory); "
+        "put preprocessor_config.json of the checkpoint there"
+    )
+    write_tiny("hf", folder)
+    (folder / "model.safetensors").unlink()
+    assert refusal(folder, "hf") == (
+        f"hf:test: {folder} holds no weights; put model.safetensors there"
+    )
+    (folder / "config.json").write_text("{")
+    assert "is not JSON" in refusal(folder, "hf")
+    assert refusal(folder / "config.json", "hf") == (
+        f"hf:test: no folder {folder / 'config.json'}; give one that holds config.json, "
+        "preprocessor_config.json and model.safetensors"
+    )
+
+
+def test_an_index_cannot_lead_out_of_its_folder(hf_folder: Path) -> None:
+    (hf_folder / "model.safetensors").rename(hf_folder.parent / "outside.safetensors")
+    index = hf_folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "../outside.safetensors"}}))
+    assert refusal(hf_folder, "hf") == (
+        f"{index} names a file outside its folder: ../outside.safetensors; get a clean copy"
+    )
+
+
+def test_a_config_may_leave_out_what_is_the_default_of_its_class(hf_folder: Path) -> None:
+    config = json.loads((hf_folder / "config.json").read_text())
+    for key in ("patch_size", "mlp_ratio", "use_swiglu_ffn"):
+        del config[key]
+    (hf_folder / "config.json").write_text(json.dumps(config))
+    spec = describe(name(hf_folder, "hf"))
+    assert spec is not None
+    assert (spec.patch, load(hf_folder, "hf").grid(28, 42)) == (14, (2, 3))
+
+
+@pytest.mark.parametrize(
+    ("processor", "resize", "crop", "kernel"),
+    [
+        ({}, 256, (224, 224), "bicubic"),
+        ({"size": {"height": 100, "width": 90}, "resample": 2}, (100, 90), (224, 224), "bilinear"),
+        ({"size": {"height": 9, "width": 8}, "do_center_crop": False}, (9, 8), (9, 8), "bicubic"),
+        ({"do_resize": False, "do_center_crop": False}, 518, (518, 518), "bicubic"),
+        ({"size": 300, "crop_size": 280, "resample": 1}, 300, (280, 280), "lanczos"),
+    ],
+)
+def test_the_recipe_is_the_checkpoints_own(
+    hf_folder: Path, processor: dict[str, Any], resize: Any, crop: Any, kernel: str
+) -> None:
+    change_json(hf_folder / "preprocessor_config.json", **processor)
+    spec = describe(name(hf_folder, "hf"))
+    assert spec is not None
+    assert (spec.recipe.resize, spec.recipe.crop) == (resize, crop)
+    assert (spec.recipe.kernel, spec.recipe.rounding) == (kernel, "transformers")
+
+
+def test_mean_and_deviation_come_from_the_checkpoint(hf_folder: Path) -> None:
+    plain = load(hf_folder, "hf").digest
+    change_json(
+        hf_folder / "preprocessor_config.json", image_mean=[0.5] * 3, image_std=[0.25, 0.5, 1]
+    )
+    encoder = load(hf_folder, "hf")
+    assert (encoder.spec.mean, encoder.spec.std) == ((0.5, 0.5, 0.5), (0.25, 0.5, 1.0))
+    assert encoder.digest != plain
+
+
+# --- the hub, without a network
+
+
+def in_process(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run in a fresh interpreter: the hub's client reads its settings as it is imported."""
+    settings = {key: item for key, item in os.environ.items() if not key.startswith("HF_")}
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        env={**settings, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+ASK = """
+import time
+from featprep.encoders import weights
+from featprep.encoders.base import ModelName
+from featprep.errors import WeightsError
+for asked in {asked!r}:
+    start = time.monotonic()
+    try:
+        print(*weights.hub_folder(ModelName("hf", asked)))
+    except WeightsError as error:
+        print(error)
+    assert time.monotonic() - start < 10
+"""
+
+
+def test_an_unreachable_hub_is_one_line_within_seconds_and_without_noise(tmp_path: Path) -> None:
+    done = in_process(
+        ASK.format(asked=["facebook/dinov2-base"]),
+        HF_ENDPOINT="http://127.0.0.1:9",
+        HF_HUB_CACHE=str(tmp_path),
+    )
+    assert done.stderr == ""
+    assert done.stdout == (
+        "hf:facebook/dinov2-base: download from http://127.0.0.1:9 failed ([Errno 111] Connection "
+        "refused): set HF_ENDPOINT to a mirror, or put config.json, preprocessor_config.json and "
+        "model.safetensors of facebook/dinov2-base into a folder and give "
+        "--model hf:facebook/dinov2-base=FOLDER\n"
+    )
+
+
+def test_offline_closes_downloads_and_says_which_files_to_put_where(tmp_path: Path) -> None:
+    done = in_process(
+        ASK.format(asked=["facebook/dinov2-base"]), HF_HUB_OFFLINE="1", HF_HUB_CACHE=str(tmp_path)
+    )
+    assert done.stderr == ""
+    assert done.stdout == (
+        f"hf:facebook/dinov2-base: not whole in {tmp_path} and HF_HUB_OFFLINE closes downloads; "
+        "unset it, or put config.json, preprocessor_config.json and model.safetensors of "
+        "facebook/dinov2-base into a folder and give --model hf:facebook/dinov2-base=FOLDER\n"
+    )
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of huggingface.co as a download needs: /ORG/NAME/resolve/REVISION/FILE."""
+
+    commit = "0123456789" * 4
+
+    def __init__(self, folder: Path, asked: list[str], *rest: Any) -> None:
+        self.folder, self.asked = folder, asked
+        super().__init__(*rest)
+
+    def do_GET(self) -> None:
+        content = self.headers_of()
+        if content is not None:
+            self.wfile.write(content)
+
+    def do_HEAD(self) -> None:
+        self.headers_of()
+
+    def headers_of(self) -> bytes | None:
+        self.asked.append(f"{self.command} {self.path}")
+        repo, file = [*self.path.split("/"), ""][2], self.path.rsplit("/", 1)[-1]
+        path = self.folder / file
+        found = repo == "model" and path.is_file()
+        gated = repo == "gated"
+        self.send_response(200 if found else 403 if gated else 404)
+        if not found:
+            code = "GatedRepo" if gated else "EntryNotFound" if repo == "model" else "RepoNotFound"
+            self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return None
+        content = path.read_bytes()
+        self.send_header("X-Repo-Commit", self.commit)
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        return content
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(hf_folder: Path) -> Iterator[tuple[str, list[str]]]:
+    asked: list[str] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, hf_folder, asked))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_mirror_is_asked_once_and_its_files_are_found_again_offline(
+    hub: tuple[str, list[str]], hf_folder: Path, tmp_path: Path
+) -> None:
+    endpoint, asked = hub
+    cache = tmp_path / "cache"
+    environment = {"HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    done = in_process(
+        ASK.format(asked=["org/model", "org/model", "org/absent", "org/gated"]),
+        HF_ENDPOINT=endpoint,
+        **environment,
+    )
+    snapshot = cache / "models--org--model/snapshots" / Hub.commit
+    way_out = (
+        "put config.json, preprocessor_config.json and model.safetensors of org/{0} into a folder "
+        "and give --model hf:org/{0}=FOLDER"
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        f"{snapshot} downloaded from {endpoint}",
+        f"{snapshot} hub cache",
+        f"hf:org/absent: {endpoint} has no such model, or it is private: check the name or set "
+        f"HF_TOKEN, or {way_out.format('absent')}",
+        f"hf:org/gated: {endpoint} gives it only to who accepted its terms: accept them and set "
+        f"HF_TOKEN, or {way_out.format('gated')}",
+    ]
+    gets = [line.rsplit("/", 1)[-1] for line in asked if line.startswith("GET /org/model")]
+    assert sorted(gets) == ["config.json", "model.safetensors", "preprocessor_config.json"]
+    offline = in_process(ASK.format(asked=["org/model"]), HF_HUB_OFFLINE="1", **environment)
+    assert (offline.stdout, offline.stderr) == (f"{snapshot} hub cache\n", "")
+    assert load(snapshot, "hf").digest == load(hf_folder, "hf").digest
+
+
+def test_loading_says_nothing_of_its_own(tmp_path: Path) -> None:
+    program = (
+        "from featprep.encoders import load_encoder, resolve\n"
+        "from featprep.encoders.base import LoadOptions\n"
+        "for name in ('clip:tiny', 'hf:tiny'):\n"
+        "    load_encoder(resolve(name, 'any'), LoadOptions())\n"
+    )
+    done = in_process(program, HF_HUB_OFFLINE="1", HF_HUB_CACHE=str(tmp_path))
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
+# --- OpenAI's published archives
+
+
+@pytest.fixture
+def published(
+    clip_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, Path, Path]:
+    """(url, source, cache): a file behind a URL that carries its sha256, as OpenAI's do."""
+    sha = hashlib.sha256(clip_file.read_bytes()).hexdigest()
+    source = tmp_path / "server" / sha / "ViT-T-14.pt"
+    source.parent.mkdir(parents=True)
+    source.write_bytes(clip_file.read_bytes())
+    cache = tmp_path / "home/.cache/clip"
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    url = source.as_uri()
+    monkeypatch.setattr(import_clip(), "_MODELS", {"ViT-T/14": url})
+    return url, source, cache
+
+
+PUBLISHED = ModelName("clip", "ViT-T/14")
+
+
+def test_a_published_clip_is_fetched_by_clip_itself_and_then_found_in_its_cache(
+    published: tuple[str, Path, Path], monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    url, source, cache = published
+    assert load_encoder(PUBLISHED, LoadOptions()).origin == f"downloaded from {url}"
+    assert (cache / "ViT-T-14.pt").read_bytes() == source.read_bytes()
+    source.unlink()
+    assert load_encoder(PUBLISHED, LoadOptions()).origin == "clip cache"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert load_encoder(PUBLISHED, LoadOptions()).origin == "clip cache"
+
+
+def test_missing_clip_weights_say_which_file_to_put_where(
+    published: tuple[str, Path, Path], monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    url, source, cache = published
+    source.unlink()
+    with pytest.raises(WeightsError) as caught:
+        load_encoder(PUBLISHED, LoadOptions())
+    way_out = f"put ViT-T-14.pt from {url} into {cache}, or give --model clip:ViT-T/14=FILE"
+    message = str(caught.value)
+    assert message.startswith("clip:ViT-T/14: download failed (")
+    assert message.endswith(f"); {way_out}")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(WeightsError) as caught:
+        load_encoder(PUBLISHED, LoadOptions())
+    assert str(caught.value) == (
+        f"clip:ViT-T/14: {cache / 'ViT-T-14.pt'} is not there and HF_HUB_OFFLINE closes downloads; "
+        f"unset it, {way_out}"
+    )
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_broken_download_in_the_cache_is_not_used(
+    published: tuple[str, Path, Path], monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    url, source, cache = published
+    cache.mkdir(parents=True)
+    (cache / "ViT-T-14.pt").write_bytes(source.read_bytes()[:1000])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(WeightsError, match="is not the published file and HF_HUB_OFFLINE"):
+        load_encoder(PUBLISHED, LoadOptions())
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert load_encoder(PUBLISHED, LoadOptions()).origin == f"downloaded from {url}"
+    source.write_bytes(b"not what the URL says")
+    (cache / "ViT-T-14.pt").unlink()
+    with pytest.raises(WeightsError, match=r"download failed .*checksum"):
+        load_encoder(PUBLISHED, LoadOptions())
+
+
+def test_the_published_urls_are_clips_own() -> None:
+    urls = import_clip()._MODELS
+    assert urls["ViT-B/32"] == URL.format(
+        sha="40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", file="ViT-B-32.pt"
+    )
+    assert all(len(url.split("/")[-2]) == 64 for url in urls.values())
+
+
+def test_checkpoints_of_any_width_and_depth_can_be_made(tmp_path: Path) -> None:
+    spec = dataclasses.replace(TINY["clip"], hidden_dim=128, depth=1, patch=32, projected_dim=16)
+    encoder = load(write_checkpoint(spec, tmp_path), "clip")
+    assert (encoder.spec.hidden_dim, encoder.spec.depth, encoder.spec.patch) == (128, 1, 32)
+    assert encoder.spec.projected_dim == 16
