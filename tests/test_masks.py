@@ -30,7 +30,8 @@ def geometries(draw: st.DrawFn, modes: list[str] = MODES) -> Geometry:
     rest = draw(st.tuples(st.integers(0, patch - 1), st.integers(0, patch - 1)))
     size = (grid[0] * patch + rest[0], grid[1] * patch + rest[1])
     assume(size[0] != size[1])
-    geometry = Geometry("crop", size, patch, grid, mask=draw(st.sampled_from(["any", "coverage"])))
+    mask: Any = draw(st.sampled_from(["any", "coverage"]))
+    geometry = Geometry("crop", size, patch, grid, mask=mask)
     if mode == "keep":
         tokens = draw(st.integers(1, 40))
         return replace(geometry, resize="keep", size=None, grid=None, max_tokens=tokens)
@@ -38,7 +39,8 @@ def geometries(draw: st.DrawFn, modes: list[str] = MODES) -> Geometry:
         rounding: Any = draw(st.sampled_from(["torchvision", "transformers"]))
         scale = draw(st.one_of(sides, st.tuples(sides, sides)))
         return replace(geometry, resize="native", scale_to=scale, rounding=rounding)
-    return replace(geometry, resize=mode)
+    resize: Any = mode
+    return replace(geometry, resize=resize)
 
 
 def alpha_of(height: int, width: int, depth: type, seed: int) -> AnyArray:
@@ -48,7 +50,8 @@ def alpha_of(height: int, width: int, depth: type, seed: int) -> AnyArray:
     values = np.stack([draw.integers(0, most + 1, (height, width)) for _ in range(4)])
     values[1:] = np.array([0, 1, most])[:, None, None]
     kinds = draw.integers(0, 4, (height, width))
-    return np.take_along_axis(values, kinds[None], axis=0)[0].astype(depth)
+    picked: AnyArray = np.take_along_axis(values, kinds[None], axis=0)[0]
+    return picked.astype(depth)
 
 
 def overlaps(placed: Placement, axis: int) -> AnyArray:
@@ -79,7 +82,7 @@ def oracle(alpha: AnyArray | None, placed: Placement, geometry: Geometry) -> Any
     above = np.array([[Fraction(int(v), most) > threshold for v in row] for row in values])
     if alpha is None:
         above[:] = True
-    counts = (rows > 0).astype(int) @ above.astype(int) @ (columns > 0).astype(int).T
+    counts: AnyArray = (rows > 0).astype(int) @ above.astype(int) @ (columns > 0).astype(int).T
     return (counts > 0).astype(np.uint8)
 
 
@@ -213,7 +216,7 @@ def test_a_threshold_is_compared_exactly_at_the_alphas_own_depth(
     threshold: float, depth: type, last_below: int, first_above: int
 ) -> None:
     geometry = Geometry("squash", (1, 2), 1, (1, 2), alpha_threshold=threshold)
-    alpha = np.array([[last_below, first_above]], dtype=depth)
+    alpha: AnyArray = np.array([[last_below, first_above]], dtype=depth)
 
     mask = mask_grid(alpha, place(geometry, 1, 2), geometry)
 
@@ -235,8 +238,8 @@ def test_nothing_is_above_a_threshold_of_one_but_an_opaque_image_has_ones() -> N
 
 
 def test_alpha_that_the_crop_cuts_away_marks_no_cell() -> None:
-    alpha = np.zeros((28, 100), dtype=np.uint8)
-    alpha[:, :29] = alpha[:, 71:] = 255  # the crop shows columns 29…71
+    alpha = np.full((28, 100), 255, dtype=np.uint8)
+    alpha[:, 29:71] = 0  # the crop shows columns 29…71
 
     mask = mask_grid(alpha, place(WIDE, 28, 100), WIDE)
 
@@ -257,7 +260,7 @@ def test_one_column_inside_the_crop_marks_one_column_of_cells() -> None:
 def test_alpha_in_the_remainder_right_and_below_marks_no_cell() -> None:
     geometry = Geometry("crop", (384, 384), 14, (27, 27))
     alpha = np.zeros((384, 384), dtype=np.uint8)
-    alpha[378:] = alpha[:, 378:] = 255
+    alpha[378:], alpha[:, 378:] = 255, 255
 
     mask = mask_grid(alpha, place(geometry, 384, 384), geometry)
 
@@ -328,6 +331,17 @@ def test_a_strip_of_thirty_thousand_pixels_has_the_mask_of_its_middle(
     assert mask is not None
     halves = mask.T if size[0] == 1 else mask
     assert (halves[:8].max(), halves[8:].min()) == (0, 1)
+
+
+@pytest.mark.parametrize("size", [(40_000, 1), (1, 40_000)])
+def test_coverage_sums_of_deep_alpha_outgrow_32_bits_unharmed(size: tuple[int, int]) -> None:
+    geometry = Geometry("squash", (14, 14), 14, (1, 1), mask="coverage")
+    alpha = np.full(size, 65535, dtype=np.uint16)
+
+    mask = mask_grid(alpha, place(geometry, *size), geometry)
+
+    assert mask is not None
+    assert mask.tolist() == [[1.0]]
 
 
 @pytest.mark.parametrize("rule", ["any", "coverage"])

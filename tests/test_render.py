@@ -69,7 +69,9 @@ def rendered(picture: Picture, geometry: Geometry) -> UInt8:
 
 def upstream_bytes(normalised: AnyArray, mean: Any, std: Any) -> AnyArray:
     column = (slice(None), None, None)
-    return np.rint((normalised * np.array(std)[column] + np.array(mean)[column]) * 255)
+    scaled = normalised * np.array(std)[column] + np.array(mean)[column]
+    rounded: AnyArray = np.rint(scaled * 255)
+    return rounded
 
 
 # ---- against the libraries
@@ -257,7 +259,8 @@ def disc(height: int, width: int, most: int) -> AnyArray:
     """Alpha of a disc with a soft edge a pixel and a half wide, 0…most."""
     y, x = np.mgrid[:height, :width]
     inside = 0.3 * height - np.hypot(y - height / 2, x - width / 2)
-    return np.round(np.clip(inside / 1.5 + 0.5, 0, 1) * most)
+    alpha: AnyArray = np.round(np.clip(inside / 1.5 + 0.5, 0, 1) * most)
+    return alpha
 
 
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])

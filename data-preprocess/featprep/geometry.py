@@ -221,7 +221,7 @@ def render(picture: Picture, placement: Placement, geometry: Geometry) -> UInt8:
         raise ValueError(f"placed for {placement.source}, rendered {picture.rgb.size[::-1]}")
     scaled = _scale_window if placement.windowed else _scale_whole
     image = _on_canvas(scaled(picture, placement, geometry), placement, geometry.background)
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    return np.asarray(image).transpose(2, 0, 1).copy()
 
 
 def _scale_whole(picture: Picture, placement: Placement, geometry: Geometry) -> Image.Image:
@@ -262,7 +262,7 @@ def _window(
     start = max(0, shown[0] * source // resized - margin)
     stop = min(source, -(-shown[1] * source // resized) + margin)
     low, high = (edge * source / resized - start for edge in shown)
-    return start, stop, (low, min(high, stop - start))
+    return start, stop, (low, high)
 
 
 def _composited(rgb: Image.Image, alpha: AnyArray | None, background: Colour) -> Image.Image:

@@ -61,9 +61,7 @@ def mask_grid(
 def _axis(placement: Placement, axis: int) -> Axis:
     """Where the cells' edges fall among the source pixels of one axis."""
     source, resized = placement.source[axis], placement.resized[axis]
-    common = math.gcd(
-        source, resized
-    )  # smaller units, same integers: keeps coverage far from 2**63
+    common = math.gcd(source, resized)  # the largest unit that is exact: sums far below 2**63
     pixel, unit = resized // common, source // common  # lengths of a source and a resized pixel
     edges = np.arange(placement.grid[axis] + 1, dtype=np.int64) * placement.patch
     inside = np.clip(edges + placement.offset[axis], *placement.shown[axis]) * unit
