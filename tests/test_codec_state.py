@@ -77,6 +77,16 @@ def test_pillows_warnings_are_silent_inside_and_others_are_not() -> None:
     assert [str(entry.message) for entry in caught] == ["from elsewhere", "from Pillow, after"]
 
 
+def test_an_inner_use_that_ends_leaves_the_outer_one_strict() -> None:
+    before = list(warnings.filters)
+    with strict_pillow():
+        with strict_pillow():
+            pass
+        assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+        assert list(warnings.filters) != before
+    assert list(warnings.filters) == before
+
+
 def test_threads_that_overlap_leave_the_filters_as_they_were() -> None:
     before = list(warnings.filters)
     data = encoded("PNG")

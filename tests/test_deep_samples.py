@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 from typing import Literal
 
@@ -105,15 +106,16 @@ def test_a_transparent_grey_of_few_bits_is_found(depth: int) -> None:
     assert alpha.tolist() == [[255] * (len(values[0]) - 1) + [0]]
 
 
-def test_of_an_animated_16_bit_png_the_first_frame_is_read() -> None:
-    first, second = noise(4, 4, 4), noise(4, 4, 4)
-    control = (4).to_bytes(4, "big") * 2 + bytes(8) + b"\0\1\0\1" + b"\0\1"
-    data = png(
-        first,
-        before=chunk(b"acTL", b"\0\0\0\2\0\0\0\0") + chunk(b"fcTL", bytes(4) + control),
-        after=chunk(b"fcTL", b"\0\0\0\1" + control)
-        + chunk(b"fdAT", b"\0\0\0\2" + png_rows(second, 16)),
-    )
+def test_of_an_animated_16_bit_png_the_image_before_the_animation_is_read() -> None:
+    """OpenCV, given the whole file, returns the animation's first frame."""
+    first, *frames = noise(3, 4, 4, 4)
+    control = (4).to_bytes(4, "big") * 2 + bytes(8) + b"\0\1\0\1" + b"\0\0"
+    animation = b""
+    for number, frame in enumerate(frames):
+        start, data = (2 * number).to_bytes(4, "big"), (2 * number + 1).to_bytes(4, "big")
+        animation += chunk(b"fcTL", start + control)
+        animation += chunk(b"fdAT", data + png_rows(frame, 16))
+    data = png(first, before=chunk(b"acTL", b"\0\0\0\2\0\0\0\0"), after=animation)
     assert np.array_equal(decode(data).alpha, first[..., 3])  # type: ignore[arg-type]
 
 
@@ -245,6 +247,24 @@ def test_a_truncated_16_bit_png_is_a_failure() -> None:
     with pytest.raises(ImageError) as caught:
         decode(png(noise(20, 20, 3))[:-200])
     assert str(caught.value) == "PNG is truncated: the file ends before the image does"
+
+
+def test_a_wrong_checksum_of_whole_data_is_overlooked_at_16_bits_as_at_8() -> None:
+    values = noise(9, 9, 3)
+    for depth, array in ((16, values), (8, (values >> 8).astype(np.uint8))):
+        data = bytearray(png(array, depth=depth))
+        data[data.index(b"IEND") - 5] ^= 1
+        expected = rounded(array) if depth == 16 else array
+        assert np.array_equal(rgb_of(bytes(data)), expected)
+
+
+def test_a_tiff_that_lacks_a_tag_is_said_to_lack_it() -> None:
+    data = tiff(noise(4, 4, 3, dtype="float32")).replace(
+        struct.pack("<HH", 279, 4), struct.pack("<HH", 280, 4)
+    )
+    with pytest.raises(ImageError) as caught:
+        decode(data)
+    assert str(caught.value) == "TIFF cannot be decoded: its tag 279 is missing"
 
 
 def test_what_neither_library_reads_is_said_with_its_tags() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from featprep import pixels
 from featprep.errors import ImageError
 from featprep.images import picture_of
 from featprep.pixels import Samples, mask_values, turned
@@ -56,8 +57,9 @@ def test_every_8_bit_colour_under_every_alpha_is_rounded_to_the_nearest() -> Non
     assert np.array_equal(np.asarray(picture_of(array).rgb)[..., 1], expected)
 
 
-def test_an_array_larger_than_a_strip_is_read_to_its_last_row() -> None:
-    array = RNG.integers(0, 65536, (700, 500, 4)).astype(np.uint16)
+def test_an_array_of_many_strips_is_read_row_for_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "STRIP", 40)
+    array = RNG.integers(0, 65536, (20, 15, 4)).astype(np.uint16)
     colour, alpha = channels(array)
     assert np.array_equal(np.asarray(picture_of(array).rgb), exact(colour, alpha, 65535))
 

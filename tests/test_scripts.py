@@ -18,8 +18,8 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A Python that installs nothing. It lacks what the file `lacks` beside it says; `-m venv` copies it;
-# pip fails with FAKE_PIP in its log, or completes it. `-c` is real, so that versions and locks are.
+# A Python that installs nothing. It lacks what the file `lacks` beside it says; `-m venv` copies
+# it; pip completes it, or fails with FAKE_PIP in its log. `-c` is real: versions and locks are.
 STUB = f"""#!/usr/bin/env bash
 here=$(cd "$(dirname "$0")" && pwd)
 printf '%s\\n' "$*" >>"$FAKE_LOG"
@@ -426,11 +426,11 @@ def test_the_quickstart_runs_over_what_a_broken_first_try_left(tmp_path: Path) -
 def test_the_examples_are_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "scripts")
     module = import_module("draw_examples")
-    names = ("group.png", "grounds/wood.jpg")
+    names = ("solids/ball.png", "grounds/wood.jpg")
     monkeypatch.setattr(module, "EXAMPLES", {name: module.EXAMPLES[name] for name in names})
     assert (module.draw(tmp_path), module.draw(tmp_path)) == (2, 0)
-    with Image.open(tmp_path / "group.png") as group:
-        alpha = np.asarray(group)[..., 3]
-    assert (group.mode, group.size) == ("RGBA", (400, 300))
+    with Image.open(tmp_path / "solids/ball.png") as ball:
+        alpha = np.asarray(ball)[..., 3]
+    assert (ball.mode, ball.size) == ("RGBA", (256, 256))
     assert (alpha.min(), alpha.max()) == (0, 255)
     assert 0.02 < ((alpha > 0) & (alpha < 255)).mean() < 0.1

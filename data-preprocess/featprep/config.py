@@ -49,7 +49,7 @@ class EncodeConfig:
     size: tuple[int, int] | str | None = _setting(
         None,
         kinds.size(),
-        "input side in pixels",
+        "input side in pixels; patch sized cells are made of it",
         "224 for plain names, native for FAMILY:NAME",
     )
     resize: str = _setting(

@@ -24,6 +24,7 @@ from typing import Any, Self
 from pebble import ProcessExpired, ProcessPool
 
 from featprep import images
+from featprep.codec_state import mute_decoders
 from featprep.errors import ImageError
 from featprep.geometry import Geometry, place, render
 from featprep.masks import mask_grid
@@ -191,6 +192,7 @@ def _cause_of_death(exitcode: int | None) -> str:
 
 def _start_worker(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    mute_decoders()
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
 
 

@@ -11,7 +11,7 @@ What was found with Pillow 13 and OpenCV 5, and what therefore reads what; a tes
     grey + alpha of 16 bits, TIFF         Pillow, as a grey image of twice the width: it has no mode
                                           for it, and OpenCV returns one garbled channel.
     8-bit RGBA with associated alpha, TIFF    OpenCV, as stored: Pillow divides by alpha.
-    16-bit CMYK, TIFF                     Pillow at 8 bits, as all of CMYK.
+    16-bit CMYK TIFF, 10-bit AVIF         Pillow at 8 bits.
 
 OpenCV never sees a file as it came. A PNG is reduced to the chunks that say what its pixels are:
 OpenCV composes animations, which gives another image than the first frame. A TIFF gets a new
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -210,11 +211,13 @@ def _png_colour(data: bytes) -> Samples:
 
 
 def _png_chunks(data: bytes) -> Iterator[bytes]:
+    """With new checksums: Pillow, which has decoded the data, overlooks wrong ones, libpng not."""
     at = 8
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
         if data[at + 4 : at + 8] in PNG_PIXELS:
-            yield data[at : at + 12 + length]
+            body = data[at + 4 : at + 8 + length]
+            yield data[at : at + 4] + body + struct.pack(">I", zlib.crc32(body))
         at += 12 + length
 
 

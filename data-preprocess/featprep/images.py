@@ -240,8 +240,8 @@ def _reason(kind: str, error: Exception) -> str:
     words = " ".join(str(error).split()) or type(error).__name__
     if "truncated" in words.lower() or isinstance(error, EOFError):
         return f"{kind} is truncated: the file ends before the image does"
-    if not isinstance(error, (OSError, SyntaxError, ValueError)):
-        words = f"{type(error).__name__}: {words}"
-    if kind == "TIFF" and words.isdigit():  # a KeyError of Pillow's tag dictionary
+    if kind == "TIFF" and words.isdigit():  # a KeyError of the tag dictionary
         words = f"its tag {words} is missing"
+    elif not isinstance(error, (OSError, SyntaxError, ValueError)):
+        words = f"{type(error).__name__}: {words}"
     return f"{kind} cannot be decoded: {_PLAINLY.get(words, words)}"

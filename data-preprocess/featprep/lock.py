@@ -1,8 +1,9 @@
 """One run an output and shard: who holds it, whether the holder lives, and the lease that says so.
 
-Same host: the holder lives if its pid runs and started when the lock says. Another host: the lock's
-mtime is a lease, renewed every 30 s; five minutes without renewal, by the file system's own clock,
-and the holder counts as dead. Knows nothing of what is locked.
+Where pids mean the same (one host, one boot, one pid namespace) the holder lives if its pid runs
+and started when the lock says. Elsewhere the lock's mtime is a lease, renewed every 30 s; five
+minutes without renewal, by the file system's own clock, and the holder counts as dead. Knows nothing
+of what is locked.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import os
 import secrets
 import socket
 import threading
+import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,36 +22,41 @@ import psutil
 from filelock import FileLock
 
 from featprep.errors import LockError
-from featprep.stores.base import EVERYTHING, output_error
+from featprep.naming import printable
+from featprep.stores.base import EVERYTHING, output_error, put_whole, sweep
 
 RENEW_S, LEASE_S = 30.0, 300.0
-_PREFIX = "lock-"
+_PREFIX, _PROBE = "lock-", "clock."
+
+Holder = dict[str, Any]
 
 
 class RunLock:
     """Held from `__enter__` to `__exit__`. Raises LockError if a living run holds this shard, or
     one that overlaps it (everything, or a split into another number of shards)."""
 
-    def __init__(self, folder: str, tag: str = EVERYTHING, *, break_lock: bool = False) -> None:
+    def __init__(
+        self, folder: str, tag: str = EVERYTHING, *, break_lock: bool = False, run: str = ""
+    ) -> None:
+        """`run` names what the holder works at: shards of one array have it in common."""
         self.folder, self.tag, self.break_lock = folder, tag, break_lock
         self.path = os.path.join(folder, _PREFIX + tag)
         self.guard = FileLock(os.path.join(folder, "guard"))  # serialises starts, held for moments
-        self._me = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started": _started(os.getpid()),
-        }
+        self._me = {**_place(), "pid": os.getpid(), "started": _started(os.getpid()), "run": run}
         self._released = threading.Event()
+        self._held_at = 0.0
 
     def __enter__(self) -> Self:
         try:
             os.makedirs(self.folder, exist_ok=True)
             with self.guard:
                 self._refuse_overlaps()
-                self._claim()
+                self._sweep()
+                put_whole(self.path, [json.dumps(self._me).encode()], self.tag)
         except OSError as error:
             raise output_error(self.folder, error) from error
-        threading.Thread(target=self._renew, daemon=True).start()
+        self._held_at = time.time()
+        threading.Thread(target=self._renew, name="lease", daemon=True).start()
         return self
 
     def __exit__(
@@ -59,88 +67,153 @@ class RunLock:
     ) -> None:
         self._released.set()
         try:
-            with open(self.path, encoding="utf-8") as file:
-                if json.load(file) == self._me:  # else our lease ran out and another has it
-                    os.unlink(self.path)
-        except FileNotFoundError:  # the output was deleted while we ran
+            if os.path.isdir(self.folder):  # the output may have been deleted while we ran
+                with self.guard:
+                    self._release()
+        except OSError:  # nobody is kept out: whoever comes next finds our pid or our lease dead
             return
 
+    def check(self) -> None:
+        """Raise LockError if another run took over. One that was suspended, or cut off from its
+        file system, for longer than the lease finds out here, before it writes beside the other."""
+        if time.time() - self._held_at < 2 * RENEW_S:
+            return
+        holder = _read(self.path)
+        if holder != self._me:
+            output = printable(os.path.dirname(self.folder))
+            raise LockError(
+                f"this run was held up for longer than its lease and lost {output} to "
+                f"{_title(holder) if holder else 'another run'}. Start it again when that has ended"
+            )
+        self._held_at = time.time()
+
     def others(self) -> list[str]:
-        """Tags of other shards that living runs hold now."""
-        return [tag for tag in self._tags() if tag != self.tag and self._living(tag)]
+        """Tags of other shards that living runs hold now for another `run`."""
+        holders = {tag: self._living(tag) for tag in self._tags() if tag != self.tag}
+        return [
+            tag for tag, holder in holders.items() if holder and holder["run"] != self._me["run"]
+        ]
+
+    def overlaps(self, tag: str) -> bool:
+        """Shards of one split are disjoint; everything else shares images."""
+        split, other = self.tag.partition("-of-")[2], tag.partition("-of-")[2]
+        return tag == self.tag or not split == other != ""
 
     def _tags(self) -> list[str]:
         names = os.listdir(self.folder)
-        return sorted(n[len(_PREFIX) :] for n in names if n.startswith(_PREFIX) and "." not in n)
+        return sorted(n[len(_PREFIX) :] for n in names if n.startswith(_PREFIX))
 
     def _refuse_overlaps(self) -> None:
-        for tag in self._tags():
-            holder = self._living(tag) if _overlap(tag, self.tag) else None
+        for tag in filter(self.overlaps, self._tags()):
+            holder = self._living(tag)
             if holder is not None:
                 raise LockError(_refusal(os.path.dirname(self.folder), tag, holder))
 
-    def _living(self, tag: str) -> dict[str, Any] | None:
+    def _living(self, tag: str) -> Holder | None:
         path = os.path.join(self.folder, _PREFIX + tag)
+        holder = _read(path)
+        if holder is None or _is_here(holder):
+            return holder if holder and _runs(holder) else None
         try:
-            with open(path, encoding="utf-8") as file:
-                holder: dict[str, Any] = json.load(file)
             age = self._now() - os.stat(path).st_mtime
-        except FileNotFoundError:
+        except FileNotFoundError:  # it ended this moment
             return None
-        except ValueError:  # killed between creating and writing: nobody holds it
-            return None
-        if holder.get("host") == socket.gethostname():
-            return holder if _runs(holder) else None
         return holder if age < LEASE_S and not self.break_lock else None
 
     def _now(self) -> float:
         """The file system's clock, which a skewed host's need not agree with."""
-        probe = os.path.join(self.folder, f"clock.{secrets.token_hex(4)}")
-        with open(probe, "w"):
-            pass
-        now = os.stat(probe).st_mtime
-        os.unlink(probe)
+        probe = Path(self.folder, _PROBE + secrets.token_hex(4))
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
         return now
 
-    def _claim(self) -> None:
-        temporary = f"{self.path}.{secrets.token_hex(4)}"
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(self._me, file)
-        os.replace(temporary, self.path)
+    def _sweep(self) -> None:
+        sweep(self.folder, self.tag)
+        for probe in Path(self.folder).glob(_PROBE + "*"):  # made under the guard: no one's now
+            probe.unlink()
+
+    def _release(self) -> None:
+        if _read(self.path) == self._me:  # else our lease ran out and another has it
+            os.unlink(self.path)
 
     def _renew(self) -> None:
         while not self._released.wait(RENEW_S):
             try:
-                os.utime(self.path)
-            except (
-                OSError
-            ):  # gone with its folder, or a moment's network: the next turn tries again
+                if _read(self.path) == self._me:
+                    os.utime(self.path)
+                    self._held_at = time.time()
+            except OSError:  # a moment's network: the next turn tries again, and check() decides
                 continue
 
 
-def _overlap(tag: str, other: str) -> bool:
-    """Shards of one split are disjoint; everything else shares images."""
-    same_split = tag.partition("-of-")[2] == other.partition("-of-")[2] != ""
-    return tag == other or not same_split
-
-
-def _runs(holder: dict[str, Any]) -> bool:
-    started = _started(int(holder.get("pid", -1)))
-    return started is not None and started == holder.get("started")
-
-
-def _started(pid: int) -> float | None:
+def _read(path: str) -> Holder | None:
+    """Who holds a lock, or None: no file, or none of ours, which nobody can hold."""
     try:
-        return round(float(psutil.Process(pid).create_time()), 2)
-    except (psutil.Error, ValueError):
+        holder = json.loads(Path(path).read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    ours = isinstance(holder, dict) and {"host", "machine", "pid", "started", "run"} <= set(holder)
+    return holder if ours and isinstance(holder["pid"], int) and holder["pid"] > 0 else None
+
+
+def _place() -> Holder:
+    """Where a pid means the same process. Containers and cloned machines share host names, so
+    Linux is also asked for its boot and its pid namespace."""
+    parts = []
+    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        try:
+            parts.append(os.readlink(path) if os.path.islink(path) else Path(path).read_text())
+        except OSError:
+            continue
+    return {"host": socket.gethostname(), "machine": " ".join("".join(parts).split())}
+
+
+def _is_here(holder: Holder) -> bool:
+    return {"host": holder["host"], "machine": holder["machine"]} == _place()
+
+
+def _runs(holder: Holder) -> bool:
+    started = _started(holder["pid"])
+    return _is_hidden(holder["pid"]) if started is None else started == holder["started"]
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, as a token to compare; None if there is none or it is hidden.
+
+    Linux tells it in ticks since boot. What psutil makes of that moves when the clock is set, and
+    a living holder would seem to be another process.
+    """
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        return "dead" if state[0] == "Z" else state[19]  # Z: killed, and its parent has not looked
+    except (OSError, IndexError):
+        pass
+    try:
+        return str(round(psutil.Process(pid).create_time(), 2))
+    except (psutil.Error, ValueError, OverflowError):
         return None
 
 
-def _refusal(output: str, tag: str, holder: dict[str, Any]) -> str:
-    shard = "" if tag == EVERYTHING else f" shard {tag.replace('-of-', '/')} of"
-    here = holder.get("host") == socket.gethostname()
-    way_out = "" if here else "; if that run is known dead: --break_lock"
+def _is_hidden(pid: int) -> bool:
+    """Does a process of another user run there, on a system that shows each user only their own?"""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
+def _title(holder: Holder) -> str:
+    return f"pid {holder['pid']} on host {printable(str(holder['host']))}"
+
+
+def _refusal(output: str, tag: str, holder: Holder) -> str:
+    shard = "" if tag == EVERYTHING else f" shard {printable(tag.replace('-of-', '/'))} of"
+    way_out = "" if _is_here(holder) else "; if that run is known dead: --break_lock"
     return (
-        f"another run works on{shard} {output}: pid {holder.get('pid')} on host "
-        f"{holder.get('host')}. Wait for it or stop it{way_out}"
+        f"another run works on{shard} {printable(output)}: {_title(holder)}. "
+        f"Wait for it or stop it{way_out}"
     )

@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 
 from featprep.errors import UsageError
 
+# NUL, and surrogates that stand for no byte of a name
+_NO_PATH = re.compile(r"[\x00\ud800-\udc7f\udd00-\udfff]")
 NAMED_COLOURS = {"black": (0, 0, 0), "white": (255, 255, 255), "grey": (128, 128, 128)}
 
 
@@ -46,8 +48,8 @@ def text(allowed: str) -> Kind:
     def parse(name: str, raw: str) -> str:
         if not raw.strip():
             raise UsageError(f"--{name} is empty: give {allowed}")
-        if "\0" in raw:
-            raise UsageError(f"--{name} holds a NUL character: give {allowed}")
+        if _NO_PATH.search(raw):
+            raise UsageError(f"--{name} holds a character that no path can hold: give {allowed}")
         return raw
 
     return Kind(allowed, parse)

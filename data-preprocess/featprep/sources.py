@@ -1,17 +1,19 @@
 """A folder, one image or a .txt list → ordered ImageRefs, a directory at a time.
 
-Two passes: `census` counts, and finds every collision before any work; `folders` yields the images. No
-pass keeps more than one directory, so memory does not grow with the number of images (a list counts
-as one directory). Knows image suffixes and output names as values given to it, opens no image.
+Two passes: `census` counts, and finds every collision before any work; `folders` yields the images.
+Neither keeps more than one directory, so memory does not grow with the number of images (a list
+counts as one directory). Is given image suffixes and output names as values, opens no image.
 """
 
 from __future__ import annotations
 
+import codecs
 import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from featprep.errors import CollisionError, InputError
 from featprep.naming import fold, is_in_shard, is_reserved, key_of, printable, sort_key
@@ -99,7 +101,11 @@ class Source:
         """The selected images, one list a directory, stat'ed; what cannot be is a Failure."""
         left = self.selection.limit
         for folder in self._scan():
-            entries: list[Entry] = list(folder.failures)
+            entries: list[Entry] = [
+                failure
+                for failure in folder.failures  # a folder that cannot be listed concerns all shards
+                if failure.key.endswith("/") or is_in_shard(failure.key, self.selection.shard)
+            ]
             for source, path in folder.sources:
                 key = key_of(source, self.selection.names)
                 if left == 0 or not is_in_shard(key, self.selection.shard):
@@ -112,27 +118,29 @@ class Source:
 
 
 def _open_input(path: str, selection: Selection) -> tuple[str, Callable[[], Iterator[Folder]]]:
+    """(what identifies the input, its scan)."""
     real = os.path.realpath(path)
     if os.path.isdir(path):
         return real, lambda: _walk(real, selection)
     if not os.path.exists(path):
         raise InputError(f"--input {printable(path)}: no such file or folder; check the path")
-    root, name = os.path.split(os.path.abspath(path))
+    folder, name = os.path.split(os.path.abspath(path))
     suffix = os.path.splitext(name)[1].lower()
-    if suffix == ".txt":
-        return real, lambda: iter([_read_list(path, selection)])
-    if suffix not in selection.suffixes:
+    if not os.path.isfile(path) or suffix not in {".txt", *selection.suffixes}:
         allowed = " ".join(sorted(selection.suffixes))
         raise InputError(
             f"--input {printable(path)}: not an image of a listed format ({allowed}), "
             "a folder or a .txt list"
         )
-    return os.path.join(root, name), lambda: iter([Folder("", [(name, os.path.join(root, name))])])
+    if suffix == ".txt":
+        return real, lambda: iter([_read_list(path, selection)])
+    image = os.path.join(os.path.realpath(folder), name)
+    return image, lambda: iter([Folder("", [(name, image)])])
 
 
 def _walk(root: str, selection: Selection) -> Iterator[Folder]:
     """Depth first, files before subfolders, names by bytes; linked folders once, loops never."""
-    roots = [root]
+    roots = {root}
     stack = [("", root)]
     while stack:
         name, path = stack.pop()
@@ -142,27 +150,38 @@ def _walk(root: str, selection: Selection) -> Iterator[Folder]:
 
 
 def _list_folder(
-    name: str, path: str, selection: Selection, roots: list[str]
+    name: str, path: str, selection: Selection, roots: set[str]
 ) -> tuple[Folder, list[tuple[str, str]]]:
+    """`roots`: real paths of the input and of the linked folders followed so far; grows."""
     folder, below = Folder(name), []
     try:
         with os.scandir(path) as listing:
             found = sorted(listing, key=lambda entry: sort_key(entry.name))
     except OSError as error:
         reason = f"folder cannot be listed: {error.strerror or error}"
-        folder.failures.append(Failure(name or ".", name or ".", "list", reason))
+        folder.failures.append(Failure(f"{name or '.'}/", name or ".", "list", reason))
         return folder, []
     for entry in found:
-        if entry.name.startswith(".") or entry.name in SKIPPED_FOLDERS:
+        if _is_passed_over(entry.name):
             continue
         source = f"{name}/{entry.name}" if name else entry.name
-        if entry.is_dir():
-            if _is_followed(entry, selection, roots):
-                folder.subfolders.append(source)
-                below.append((source, entry.path))
-            continue
-        _sort_file(folder, source, entry.path, selection.suffixes)
+        if not _is_folder(entry):
+            _sort_file(folder, source, entry.path, selection.suffixes)
+        elif _is_followed(entry, selection, roots):
+            folder.subfolders.append(source)
+            below.append((source, entry.path))
     return folder, below
+
+
+def _is_passed_over(name: str) -> bool:
+    return name.startswith(".") or name in SKIPPED_FOLDERS
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, or through a folder that may not be entered
+        return False
 
 
 def _sort_file(folder: Folder, source: str, path: str, suffixes: frozenset[str]) -> None:
@@ -173,17 +192,19 @@ def _sort_file(folder: Folder, source: str, path: str, suffixes: frozenset[str])
         folder.ignored[suffix or "(none)"] += 1
 
 
-def _is_followed(entry: os.DirEntry[str], selection: Selection, roots: list[str]) -> bool:
-    """A link into what is walked anyway is passed over; one that leads outside is followed once."""
-    if not entry.is_symlink():
-        if not selection.excluded and len(roots) == 1:
-            return True  # the common case costs no realpath
-        real = os.path.realpath(entry.path)
-        return real not in selection.excluded and real not in roots
+def _is_followed(entry: os.DirEntry[str], selection: Selection, roots: set[str]) -> bool:
+    """Folders are, but for those a link led to before; links where the walk would not come by."""
+    is_link = entry.is_symlink()
+    if not is_link and not selection.excluded and len(roots) == 1:
+        return True  # the common case costs no realpath
     real = os.path.realpath(entry.path)
-    if real in selection.excluded or any(_is_within(real, root) for root in roots):
+    if real in selection.excluded or real in roots:
         return False
-    roots.append(real)
+    if is_link:
+        for above in _above(real):
+            if above in roots and not any(map(_is_passed_over, real[len(above) :].split("/"))):
+                return False
+        roots.add(real)
     return True
 
 
@@ -192,27 +213,48 @@ def _is_within(path: str, root: str) -> bool:
 
 
 def _read_list(path: str, selection: Selection) -> Folder:
-    """A list as one folder. A path below the list's folder keeps its relative name as key; any other
-    is named by its absolute path, so that adding lines never renames a result."""
+    """A list as one folder. A path below the list's folder keeps its relative name as key; any
+    other is named by its absolute path, so that adding lines never renames a result."""
     base = os.path.dirname(os.path.abspath(path))
-    try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines:
-            wanted = [line.rstrip("\r\n") for line in lines]
-    except OSError as error:
-        raise InputError(f"--input {printable(path)}: {error.strerror or error}") from error
     folder, seen = Folder(""), set()
-    for line in wanted:
-        full = os.path.normpath(os.path.join(base, line))
-        if not line.strip() or full in seen:
+    for line in _lines_of(path):
+        full = line if "\0" in line else os.path.normpath(os.path.join(base, line))
+        if full in seen or not line.strip():
             continue
         seen.add(full)
         source = os.path.relpath(full, base) if _is_within(full, base) else full.lstrip("/")
-        if "\0" in line or is_reserved(source):
+        *above, name = source.split("/")
+        if is_reserved(source):
             reason = "a list entry may not name this place; move the image or leave it out"
             folder.failures.append(Failure(source, source, "list", reason))
+        elif _is_passed_over(name) or not SKIPPED_FOLDERS.isdisjoint(above):
+            folder.ignored["hidden"] += 1
         else:
             _sort_file(folder, source, full, selection.suffixes)
+    folder.subfolders = sorted(
+        {parent for source, _ in folder.sources for parent in _above(source)}
+    )
     return folder
+
+
+def _lines_of(path: str) -> Iterator[str]:
+    """Lines as they stand, blanks in names included; bytes that are not UTF-8 as surrogates."""
+    try:
+        with Path(path).open("rb") as file:
+            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise InputError(f"--input {printable(path)}: a list in UTF-16; save it as UTF-8")
+            file.seek(0)
+            for number, line in enumerate(file):
+                text = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
+                yield os.fsdecode(text.rstrip(b"\r\n"))
+    except OSError as error:
+        raise InputError(f"--input {printable(path)}: {error.strerror or error}") from error
+
+
+def _above(source: str) -> Iterator[str]:
+    """Every folder that `source` lies in."""
+    while source := source.rpartition("/")[0]:
+        yield source
 
 
 def _stat(key: str, source: str, path: str) -> Entry:
@@ -234,25 +276,25 @@ def _collisions(
     normal = fold if selection.folds else str
     owners: dict[str, str] = {}
     for name in folder.subfolders:
-        if normal(name) in owners:
-            yield owners[normal(name)] + "/", name + "/", name
-        owners[normal(name)] = name
+        owner = owners.setdefault(normal(name), name + "/")
+        if owner != name + "/":
+            yield owner, name + "/", name
     for (source, _), key in zip(folder.sources, keys, strict=True):
         for file in selection.outputs(key):
-            owner = owners.setdefault(normal(file), source)
-            if owner is not source:
-                yield owner, source, file
+            if normal(file) in owners:
+                yield owners[normal(file)], source, file
                 break
+            owners[normal(file)] = source
 
 
 def _collision_text(clashes: list[tuple[str, str, str]], count: int, names: str) -> str:
-    shown = "; ".join(
+    pairs = "; ".join(
         f"{printable(a)} and {printable(b)} → {printable(file)}" for a, b, file in clashes
     )
     more = f"; and {count - len(clashes):,} more" if count > len(clashes) else ""
     way_out = "rename them" if names == "full" else "use --names full (a/b.png → a/b.png.npy)"
     what = "one pair of inputs" if count == 1 else f"{count:,} pairs of inputs"
-    return f"{what} would write the same file: {shown}{more}. Nothing was done: {way_out}"
+    return f"{what} would write the same file: {pairs}{more}. Nothing was done: {way_out}"
 
 
 def _no_image_text(path: str, ignored: Counter[str], suffixes: frozenset[str]) -> str:

@@ -1,4 +1,4 @@
-"""Argument parsing shared by the commands: `_` and `-` alike, never abbreviated, refused in one line."""
+"""Argument parsing for every command: `_` and `-` alike, never abbreviated, refused in one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from featprep.config import FIELDS, SWITCHES, EncodeConfig, make_config, parse_value
 from featprep.errors import UsageError
-from featprep.settings import nearest
+from featprep.settings import nearest, shown
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,20 +24,21 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
+        flag = re.match(r"argument (--\w+).*expected one argument", message)
+        dash = f" (a value that begins with - is written {flag[1]}=-VALUE)" if flag else ""
+        raise UsageError(f"{message}{dash}; see {self.prog} --help")
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         flags, unknown = self.parse_known_args([with_underscores(word) for word in argv])
         if unknown:
-            known = [option for action in self._actions for option in action.option_strings]
-            raise UsageError(
-                f"unknown flag {unknown[0]}.{nearest(unknown[0].partition('=')[0], known)} "
-                f"See {self.prog} --help"
-                if unknown[0].startswith("-")
-                else f"{unknown[0]!r} stands alone: every value follows its flag, "
-                f"such as --input {unknown[0]}"
-            )
+            raise UsageError(f"{self._about(unknown[0])} See {self.prog} --help")
         return flags
+
+    def _about(self, word: str) -> str:
+        if not word.startswith("-"):
+            return f"{shown(word)} stands alone: a flag takes one value, a switch none."
+        known = [option for action in self._actions for option in action.option_strings]
+        return f"unknown flag {shown(word)}.{nearest(word.partition('=')[0], known)}"
 
 
 def with_underscores(word: str) -> str:
@@ -49,14 +50,18 @@ def with_underscores(word: str) -> str:
 
 
 def encode_parser(prog: str, description: str) -> Parser:
-    """One flag a setting, each switch with its `--no_…`; values stay text until config reads them."""
+    """One flag a setting, each switch with its `--no_…`; values are text till config reads them."""
     parser = Parser(prog, description)
     for name, item in FIELDS.items():
         kind, text = item.metadata["kind"], item.metadata["help"].replace("%", "%%")
         if name in SWITCHES:
             parser.add_argument(f"--{name}", action="store_true", default=None, help=text)
             parser.add_argument(
-                f"--no_{name}", action="store_false", default=None, dest=name, help=argparse.SUPPRESS
+                f"--no_{name}",
+                action="store_false",
+                default=None,
+                dest=name,
+                help=argparse.SUPPRESS,
             )
             continue
         shown = item.metadata["shown"] or ("none" if item.default is None else item.default)

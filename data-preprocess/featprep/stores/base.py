@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import xxhash
@@ -15,20 +15,28 @@ from featprep.naming import printable
 from featprep.records import AnyArray, Result
 
 # What is wrong with this one name or file; anything else is wrong with the output as a whole.
-_IMAGE_ERRNOS = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR}
+_IMAGE_ERRNOS = {
+    errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
+}  # fmt: skip
 _TEMPORARY = ".fp-"
 EVERYTHING = "all"  # the tag of a run that is not one of several shards
+
+Parts = Iterable[bytes | memoryview]
 
 
 class Store(Protocol):
     """A context manager; what is visible in it is whole. Keys are "/"-separated."""
 
     def files(self, key: str) -> tuple[str, ...]:
-        """Every file a result of this key writes, below the output; the feature file is the last."""
+        """Every file name, below the output, that is taken once a result of this key stands; the
+        feature file is the last."""
         ...
 
     def write(self, key: str, result: Result) -> dict[str, str]:
-        """Write one result, the feature file last; returns file → xxh3-128 hex digest."""
+        """Write one result, the feature file last; returns file → xxh3-128 hex digest.
+
+        Raises ImageError(stage="store") where this key cannot be written, else OutputError.
+        """
         ...
 
     def write_meta(self, key: str, meta: dict[str, Any]) -> dict[str, str]:
@@ -38,7 +46,8 @@ class Store(Protocol):
     def done(self, key: str) -> bool: ...
 
     def read(self, key: str) -> tuple[AnyArray, AnyArray | None, dict[str, Any] | None]:
-        """(feature, mask, metadata); arrays are memory-mapped. Raises KeyError."""
+        """(feature, mask, metadata); arrays are memory-mapped. Raises KeyError, and ValueError for
+        a file that is damaged."""
         ...
 
     def keys(self) -> Iterator[str]: ...
@@ -48,62 +57,67 @@ class Store(Protocol):
         ...
 
 
-def write_whole(path: str, parts: Sequence[bytes | memoryview], tag: str = EVERYTHING) -> str:
+def write_whole(path: str, parts: Parts, tag: str = EVERYTHING) -> str:
     """Write under a short random name in the same folder, close, rename; returns the xxh3-128.
 
-    Raises ImageError(stage="store") where the name itself is impossible, else OutputError.
+    Raises OutputError.
     """
+    try:
+        return put_whole(path, parts, tag)
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def put_whole(path: str, parts: Parts, tag: str) -> str:
+    """`write_whole`, with what the system says left as it is: OSError."""
     folder = os.path.dirname(path)
     temporary = os.path.join(folder, f"{_TEMPORARY}{tag}-{secrets.token_hex(6)}.tmp")
     digest = xxhash.xxh3_128()
     try:
-        os.makedirs(folder, exist_ok=True)
+        os.makedirs(folder or ".", exist_ok=True)
         _write_and_rename(temporary, path, parts, digest)
-    except OSError as error:
-        _unlink(temporary)
-        raise output_error(path, error) from error
     except BaseException:
-        _unlink(temporary)
+        _try_unlink(temporary)
         raise
     return digest.hexdigest()
 
 
-def _write_and_rename(
-    temporary: str, path: str, parts: Sequence[bytes | memoryview], digest: xxhash.xxh3_128
-) -> None:
+def _write_and_rename(temporary: str, path: str, parts: Parts, digest: xxhash.xxh3_128) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
     with os.fdopen(os.open(temporary, flags, 0o666), "wb", buffering=0) as file:
         for part in parts:
             digest.update(part)
-            _write_all(file.fileno(), memoryview(part))
+            write_all(file.fileno(), part)
     os.rename(temporary, path)
 
 
-def _write_all(descriptor: int, data: memoryview) -> None:
-    while data.nbytes:  # one write may stop short (2 GiB, a full disk)
-        data = data[os.write(descriptor, data) :]
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    left = memoryview(data)
+    while left.nbytes:  # one write may stop short (2 GiB, a full disk)
+        left = left[os.write(descriptor, left) :]
 
 
-def _unlink(path: str) -> None:
+def _try_unlink(path: str) -> None:
     try:
         os.unlink(path)
-    except FileNotFoundError:
-        pass
     except OSError:  # the error that brought us here says what is wrong with the output
         return
 
 
-def output_error(path: str, error: OSError) -> ImageError | OutputError:
-    """The one translation of what a system says about writing `path`."""
-    reason = error.strerror or str(error)
-    if error.errno in _IMAGE_ERRNOS:
-        return ImageError(
-            f"{printable(os.path.basename(path))} cannot be written: {reason}", "store"
-        )
+def output_error(path: str, error: OSError, verb: str = "write") -> OutputError:
+    """The one translation of what a system says about the output."""
     return OutputError(
-        f"cannot write {printable(path)}: {reason}. Free space or mend the folder's permissions; "
-        "the same command goes on from here"
+        f"cannot {verb} {printable(path)}: {error.strerror or error}. Free space or mend the "
+        "folder's permissions; the same command goes on from here"
     )
+
+
+def result_error(path: str, error: OSError) -> ImageError | OutputError:
+    """The same for a file of one result: some names and places are that image's trouble alone."""
+    if error.errno in _IMAGE_ERRNOS:
+        name, reason = printable(os.path.basename(path)), error.strerror or str(error)
+        return ImageError(f"{name} cannot be written: {reason}", "store")
+    return output_error(path, error)
 
 
 def is_temporary(name: str, tag: str) -> bool:
@@ -111,3 +125,15 @@ def is_temporary(name: str, tag: str) -> bool:
     alone, since their writers may live; a run over everything has the output to itself."""
     prefix = _TEMPORARY if tag == EVERYTHING else f"{_TEMPORARY}{tag}-"
     return name.startswith(prefix) and name.endswith(".tmp")
+
+
+def sweep(folder: str, tag: str) -> None:
+    """Remove the temporary files of killed runs of `tag`. Only for who holds its lock."""
+    try:
+        left = [name for name in os.listdir(folder) if is_temporary(name, tag)]
+        for name in left:
+            os.unlink(os.path.join(folder, name))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise output_error(folder, error, "clean") from error

@@ -11,16 +11,19 @@ import io
 import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
 from featprep.errors import ImageError
+from featprep.naming import RESERVED, is_reserved, sort_key
 from featprep.records import AnyArray, Result
-from featprep.stores.base import EVERYTHING, is_temporary, output_error, write_whole
+from featprep.stores.base import EVERYTHING, Parts, output_error, put_whole, result_error, sweep
 
 FEATURE, MASK, META = ".npy", "_mask.npy", ".json"
+_REMEMBERED = 1000  # folders; a data set may have one an image
 
 
 class NpyTreeStore:
@@ -46,8 +49,9 @@ class NpyTreeStore:
         """Nothing to close: every file is whole when it has its name."""
 
     def files(self, key: str) -> tuple[str, ...]:
-        mask = (key + MASK,) * self.mask
-        return (*mask, *((key + META,) * self.meta), key + FEATURE)
+        """See Store. The mask's name is taken even where none is written: beside `x.npy`, a reader
+        would take the map of an image called `x_mask` for the mask of `x`."""
+        return (key + MASK, *((key + META,) * self.meta), key + FEATURE)
 
     def path(self, file: str) -> str:
         return os.path.join(self.root, *file.split("/"))
@@ -57,106 +61,164 @@ class NpyTreeStore:
         beside a map it was not made with."""
         self._check_inside(key)
         self._unlink(key + FEATURE)
-        digests = {}
+        digests: dict[str, str] = {}
         if self.mask and result.mask is not None:
-            digests[key + MASK] = self._write_array(key + MASK, result.mask)
+            digests |= self._write(key + MASK, _npy(result.mask))
         if self.meta:
             digests |= self.write_meta(key, dict(result.meta))
-        digests[key + FEATURE] = self._write_array(key + FEATURE, result.feature)
-        return digests
+        return digests | self._write(key + FEATURE, _npy(result.feature))
 
     def write_meta(self, key: str, meta: dict[str, Any]) -> dict[str, str]:
+        """See Store. Annotations often lie beside their images as NAME.json, and the output may be
+        the input: a file that is not ours is left alone, and that is the image's failure."""
         self._check_inside(key)
+        if not self._is_ours(key):
+            name = os.path.basename(key) + META
+            raise ImageError(f"{name} is there and not featprep's: use another --output", "store")
         text = json.dumps(meta, indent=1, sort_keys=True) + "\n"
-        return {key + META: self._write(key + META, [text.encode()])}
+        return self._write(key + META, [text.encode()])
 
     def done(self, key: str) -> bool:
-        return os.path.exists(self.path(key + FEATURE))
+        """Does a map of this key stand? A mask beside its map is none."""
+        if is_reserved(key) or not os.path.exists(self.path(key + FEATURE)):
+            return False
+        return not (key.endswith("_mask") and self._is_mask(key))
 
     def read(self, key: str) -> tuple[AnyArray, AnyArray | None, dict[str, Any] | None]:
         if not self.done(key):
             raise KeyError(key)
         mask, meta = self.path(key + MASK), self.path(key + META)
         return (
-            _load(self.path(key + FEATURE)),
-            _load(mask) if os.path.exists(mask) else None,
+            read_array(self.path(key + FEATURE)),
+            read_array(mask) if os.path.exists(mask) else None,
             read_json(meta) if os.path.exists(meta) else None,
         )
 
     def keys(self) -> Iterator[str]:
-        """Keys by byte order within each folder. `x_mask.npy` beside `x.npy` is a mask."""
+        """Keys by byte order within each folder, files before subfolders."""
         stack = [""]
         while stack:
             folder = stack.pop()
             with os.scandir(self.path(folder) if folder else self.root) as listing:
-                entries = sorted(listing, key=lambda entry: os.fsencode(entry.name))
+                entries = sorted(listing, key=lambda entry: sort_key(entry.name))
             names = {entry.name for entry in entries if entry.is_file()}
-            yield from (f"{folder}{name}" for name in _feature_stems(names))
-            below = [e for e in entries if e.is_dir(follow_symlinks=False) and e.name[0] != "."]
-            stack.extend(f"{folder}{entry.name}/" for entry in reversed(below))
+            yield from (f"{folder}{stem}" for stem in self._stems(folder, names))
+            below = [e for e in entries if e.is_dir(follow_symlinks=False)]
+            stack.extend(
+                f"{folder}{entry.name}/"
+                for entry in reversed(below)
+                if folder or entry.name != RESERVED
+            )
 
     def remove(self, key: str) -> None:
-        self._check_inside(key)
+        """See Store. A key that could not have been written has no result."""
+        if self._leads_out(key):
+            return
         for suffix in (FEATURE, META, MASK):
-            self._unlink(key + suffix)
+            if suffix != META or self._is_ours(key):
+                self._unlink(key + suffix)
 
     def list_folder(self, folder: str) -> set[str]:
-        """Names that stand in a folder of the output; temporary files that a killed run of this
-        shard left are removed. A folder that is not there has none."""
+        """Names that stand in a folder of the output. A folder that is not there has none."""
         path = self.path(folder) if folder else self.root
         try:
-            names = set(os.listdir(path))
+            return set(os.listdir(path))
         except (FileNotFoundError, NotADirectoryError):
             return set()
         except OSError as error:
-            raise output_error(path, error) from error
-        left = {name for name in names if is_temporary(name, self.tag)}
-        for name in left:
-            self._unlink(f"{folder}/{name}" if folder else name)
-        return names - left
+            raise output_error(path, error, "list") from error
 
-    def _write_array(self, file: str, array: AnyArray) -> str:
-        header = io.BytesIO()
-        array = np.ascontiguousarray(array)
-        np.lib.format.write_array_header_1_0(
-            header, np.lib.format.header_data_from_array_1_0(array)
-        )
-        return self._write(file, [header.getvalue(), array.data.cast("B")])
+    def sweep(self, folder: str) -> None:
+        """Remove what a killed run of this shard had not renamed. Only for who holds its lock."""
+        if not self._leads_out(f"{folder}/x" if folder else "x"):
+            sweep(self.path(folder) if folder else self.root, self.tag)
 
-    def _write(self, file: str, parts: list[bytes | memoryview]) -> str:
-        return write_whole(self.path(file), parts, self.tag)
+    def _write(self, file: str, parts: Parts) -> dict[str, str]:
+        try:
+            return {file: put_whole(self.path(file), parts, self.tag)}
+        except OSError as error:
+            raise result_error(self.path(file), error) from error
 
     def _unlink(self, file: str) -> None:
         try:
             os.unlink(self.path(file))
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return
         except OSError as error:
-            raise output_error(self.path(file), error) from error
+            raise result_error(self.path(file), error) from error
 
     def _check_inside(self, key: str) -> None:
-        """A linked folder in the output must not carry results out of it."""
+        if is_reserved(key):
+            raise ImageError("its key names no place in the output; rename the image", "store")
+        if self._leads_out(key):
+            raise ImageError("a link in the output leads outside it; remove the link", "store")
+
+    def _leads_out(self, key: str) -> bool:
+        """No key and no linked folder in the output may carry results out of it."""
         folder = key.rpartition("/")[0]
+        if is_reserved(key):
+            return True
         if folder in self._inside:
-            return
+            return False
         real = os.path.realpath(self.path(folder) if folder else self.root)
         if real != self._real_root and not real.startswith(self._real_root.rstrip("/") + "/"):
-            raise ImageError("a link in the output leads outside it; remove the link", "store")
+            return True
+        if len(self._inside) >= _REMEMBERED:
+            self._inside.clear()
         self._inside.add(folder)
+        return False
+
+    def _is_ours(self, key: str) -> bool:
+        """May NAME.json be replaced or removed? Also if it does not stand."""
+        try:
+            meta = read_json(self.path(key + META))
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return True
+        except (OSError, ValueError, RecursionError):
+            return False
+        return meta.get("key") == key and {"format", "encoder"} <= meta.keys()
+
+    def _stems(self, folder: str, names: set[str]) -> list[str]:
+        stems = {name[: -len(FEATURE)] for name in names if name.endswith(FEATURE)}
+        maps = [
+            stem
+            for stem in stems
+            if not stem.startswith("._")  # what macOS leaves beside files on foreign disks
+            and not (stem.endswith("_mask") and self._is_mask(folder + stem))
+        ]
+        return sorted(maps, key=sort_key)
+
+    def _is_mask(self, key: str) -> bool:
+        """`x_mask.npy` beside `x.npy` is a mask, and so is one that a killed run left alone."""
+        if os.path.exists(self.path(key.removesuffix("_mask") + FEATURE)):
+            return True
+        try:
+            return read_array(self.path(key + FEATURE)).ndim == 2
+        except (OSError, ValueError):
+            return False
 
 
-def _feature_stems(names: set[str]) -> list[str]:
-    stems = {name[: -len(FEATURE)] for name in names if name.endswith(FEATURE) and name[0] != "."}
-    ours = [s for s in stems if not (s.endswith("_mask") and s[: -len("_mask")] in stems)]
-    return sorted(ours, key=os.fsencode)
+def _npy(array: AnyArray) -> Parts:
+    """The bytes of an .npy file, the data as they lie in memory."""
+    header, array = io.BytesIO(), np.ascontiguousarray(array)
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    return header.getvalue(), array.data.cast("B")
 
 
-def _load(path: str) -> AnyArray:
-    array: AnyArray = np.load(path, mmap_mode="r", allow_pickle=False)
+def read_array(path: str) -> AnyArray:
+    """An .npy file, memory-mapped. Raises ValueError if it is none or not whole."""
+    try:
+        array: AnyArray = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # NumPy's reader of headers lets nearly anything through
+        raise ValueError(f"{path} is no whole .npy file: {error}") from error
     return array
 
 
 def read_json(path: str) -> dict[str, Any]:
-    with open(path, encoding="utf-8") as file:
-        loaded: dict[str, Any] = json.load(file)
+    """A JSON object. Raises ValueError if it is none."""
+    loaded = json.loads(Path(path).read_bytes())
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} holds no JSON object")
     return loaded
