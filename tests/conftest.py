@@ -6,7 +6,9 @@ import os
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
 
 # Set before anything is imported: that is when the libraries read them. Processes that tests start
 # inherit them.
@@ -19,6 +21,11 @@ os.environ |= {
     "OMP_NUM_THREADS": str(min(4, os.cpu_count() or 1)),
     "PYTHONDONTWRITEBYTECODE": "1",
 }
+
+# Nothing is written into the checkout, and a shared machine may be slow.
+set_hypothesis_home_dir(_caches.name)
+hypothesis.settings.register_profile("featprep", database=None, deadline=None)
+hypothesis.settings.load_profile("featprep")
 
 
 @pytest.fixture(scope="session")

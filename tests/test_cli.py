@@ -32,8 +32,6 @@ def test_an_unknown_command_is_refused_with_the_nearest(capsys: pytest.CaptureFi
     [
         (["--modle", "x"], "unknown flag --modle. Did you mean --model? See featprep encode --help"),
         (["--save-mta"], "unknown flag --save_mta. Did you mean --save_meta? See featprep encode --help"),
-        (["photos"], "'photos' stands alone: every value follows its flag, such as --input photos"),
-        (["--input"], "argument --input: expected one argument; see featprep encode --help"),
         (
             ["--input", "nowhere", "--output", "o", "--model", "hf:tiny"],
             "--input nowhere: no such file or folder; check the path",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -178,6 +179,12 @@ def test_a_name_with_its_family_a_path_and_a_bare_name_are_told_apart(tmp_path: 
             "--model clip:x=/nowhere/at/all: no such path; allowed is clip:NAME=PATH, PATH a .pt "
             "file",
         ),
+        (
+            "hf:org/na me",
+            "any",
+            f"--model hf:org/na me: no such encoder; allowed is {DINO_NAMES}, hf:ORG/NAME of the "
+            "hub, or hf:NAME=PATH, PATH a folder with config.json.",
+        ),
     ],
 )
 def test_an_unknown_name_is_refused_with_what_there_is_and_the_nearest(
@@ -256,6 +263,21 @@ def test_parity_sees_a_difference_of_more_than_a_ten_thousandth() -> None:
     assert certify.compare(Case(42, 70, 1), reference + 5e-5, reference).is_within
     with pytest.raises(ValueError, match="our map is"):
         certify.compare(Case(42, 70, 1), ours[:, :1], reference)
+
+
+def test_parity_sh_exits_with_one_outside_tolerance_and_two_for_an_unknown_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = runpy.run_path(str(Path(__file__).parents[1] / "scripts/_parity.py"))
+    monkeypatch.setattr(sys, "argv", ["parity.sh", "--layers", "1", "facebook/dinov2-small"])
+    assert script["main"]() == 0
+    monkeypatch.setattr(certify, "TOLERANCE", -1.0)
+    assert script["main"]() == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["ok"] * 4 + ["FAIL"] * 4
+    monkeypatch.setattr(sys, "argv", ["parity.sh", "RN50"])
+    assert script["main"]() == 2
+    assert capsys.readouterr().err.startswith("parity.sh RN50: there is clip:ViT-B/32, clip:ViT-")
 
 
 # --- the contract
@@ -364,6 +386,9 @@ def test_normalisation_is_to_tensor_and_normalize_bit_for_bit(load: Load, family
     assert encoder.normalise(every).dtype == torch.float32
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cudnn, "conv"), reason="torch before 2.9 has other switches"
+)
 def test_float32_is_float32_whatever_the_process_has_chosen(load: Load) -> None:
     encoder, pixels = load("clip"), images(2, 140, 140)
     exact = encoder.encode(pixels, Want()).map

@@ -98,7 +98,7 @@ def test_bytes_on_disk_count_map_mask_and_headers() -> None:
         ({"alpha_threshold": 0.5}, {"alpha_threshold"}),
         ({"names": "full"}, {"names"}),
         ({"feature": "projected"}, {"feature", "norm"}),
-        ({"mask_dir": "masks"}, {"mask_dir"}),
+        ({"mask_dir": "."}, {"mask_dir"}),
         ({"batch_size": 3, "workers": 9, "save_meta": True, "limit": 5, "shard": (1, 2)}, set()),
     ],
 )

@@ -15,6 +15,7 @@ import numpy as np
 
 from featprep.encoders import load_encoder
 from featprep.encoders.base import EncoderSpec, Feature, LoadOptions, ModelName, Want
+from featprep.encoders.huggingface import quiet_transformers
 from featprep.encoders.openai_clip import MEAN, STD, import_clip
 from featprep.records import AnyArray, UInt8
 
@@ -149,8 +150,9 @@ def dinov2_references(name: ModelName, cases: Sequence[Case]) -> Iterator[AnyArr
 
     library: Any = transformers
     source = name.path or name.id
-    processor = library.AutoImageProcessor.from_pretrained(source)
-    model = library.AutoModel.from_pretrained(source, dtype=torch.float32).eval()
+    with quiet_transformers():
+        processor = library.AutoImageProcessor.from_pretrained(source)
+        model = library.AutoModel.from_pretrained(source, dtype=torch.float32).eval()
     patch = model.config.patch_size
     for case in cases:
         pixels = _pixel_values(case.pixels, processor.image_mean, processor.image_std)

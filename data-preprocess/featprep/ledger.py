@@ -10,23 +10,29 @@ Knows no image and no network: fingerprints are flat dicts of plain values, comp
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from featprep.errors import FingerprintError, LockError
+import xxhash
+
+from featprep.errors import FingerprintError, LockError, UsageError
 from featprep.journal import Line, LineIndex, append_lines, rewrite
 from featprep.lock import RunLock
-from featprep.naming import RESERVED, is_in_shard
+from featprep.naming import RESERVED, is_in_shard, printable
 from featprep.records import Failure, ImageRef
 from featprep.stores.base import EVERYTHING, output_error, write_whole
 
 State = Literal["missing", "done", "changed", "unrecorded"]
 Fingerprint = Mapping[str, Any]
+# What a line must have for its result to count as recorded.
+_WHOLE = {"source": str, "sha256": str, "shape": list, "dtype": str, "files": dict, "notes": list}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +46,13 @@ class RunIdentity:
 
 @dataclass(frozen=True, slots=True)
 class LedgerOptions:
+    """`taken`: for how many images a file of a result's name stands in the output by now."""
+
     shard: tuple[int, int] | None = None
     overwrite: bool = False
     moved: bool = False
     break_lock: bool = False
+    taken: int = 0
 
 
 # Told how many results of other settings stand here, and their keys: removes them.
@@ -62,17 +71,21 @@ def read_run(output: str) -> dict[str, Any] | None:
     """run.json of an output, or None. A damaged one is refused, never guessed."""
     path = os.path.join(folder_of(output), "run.json")
     try:
-        with open(path, encoding="utf-8") as file:
-            run = json.load(file)
+        run = json.loads(Path(path).read_bytes())
     except FileNotFoundError:
         return None
+    except NotADirectoryError as error:
+        raise UsageError(f"--output {printable(output)}: not a folder; give a folder") from error
     except OSError as error:
-        raise output_error(path, error) from error
+        raise output_error(path, error, "read") from error
     except (ValueError, RecursionError):
         run = None
-    if not isinstance(run, dict) or not isinstance(run.get("fingerprint"), dict):
+    kinds = {"fingerprint": dict, "input": str, "about": dict}
+    run = {"input": "", "about": {}, **run} if isinstance(run, dict) else {}
+    if not all(isinstance(run.get(name), kind) for name, kind in kinds.items()):
         raise FingerprintError(
-            f"{path} is damaged: use another --output, or remove that file together with the results"
+            f"{printable(path)} is damaged: use another --output, or remove that file together "
+            "with the results"
         )
     return run
 
@@ -88,11 +101,14 @@ class Ledger:
     ) -> None:
         self.output, self.identity, self.options, self._clear = output, identity, options, clear
         self.folder = folder_of(output)
-        tag = tag_of(options.shard)
-        self.lock = RunLock(self.folder, tag, break_lock=options.break_lock)
-        self.results_path = os.path.join(self.folder, f"results-{tag}.jsonl")
-        name = "failures.jsonl" if options.shard is None else f"failures-{tag}.jsonl"
-        self.failures_path = os.path.join(self.folder, name)
+        # As JSON gives it back, so that a tuple there and a list here are no difference.
+        self._fingerprint: dict[str, Any] = json.loads(json.dumps(dict(identity.fingerprint)))
+        self.tag = tag_of(options.shard)
+        whole = json.dumps([self._fingerprint, identity.input]).encode()
+        run = xxhash.xxh3_64_hexdigest(whole)
+        self.lock = RunLock(self.folder, self.tag, break_lock=options.break_lock, run=run)
+        self.results_path = os.path.join(self.folder, f"results-{self.tag}.jsonl")
+        self.failures_path = os.path.join(self.folder, _failures_name(self.tag))
         self._appending = threading.Lock()  # the writer thread appends, and the start adopts
         self.is_complete = False  # set by the run once every image of it was tried
 
@@ -101,7 +117,7 @@ class Ledger:
         self.lock.__enter__()
         try:
             # Shards of one array start together: one clears, the others wait here and find it done.
-            with self.lock.guard:
+            with self._guarded():
                 self._begin()
         except BaseException:
             self.lock.__exit__(None, None, None)
@@ -115,7 +131,7 @@ class Ledger:
         trace: TracebackType | None,
     ) -> None:
         try:
-            if os.path.isdir(self.folder):
+            if kind is None and os.path.isdir(self.folder):  # it may have been deleted meanwhile
                 self._settle_failures()
         finally:
             for index in (self._results, self._failures, self._failed_now):
@@ -130,94 +146,120 @@ class Ledger:
         """What is known of an image, given whether its feature file stands."""
         if not has_feature:
             return "missing"
-        line = self._results.get(ref.key)
+        line = self.line(ref.key)
         if line is None:
             return "unrecorded"
-        there = (line.get("source"), line.get("size"), line.get("mtime_ns"))
+        there = (line["source"], line.get("size"), line.get("mtime_ns"))
         return "done" if there == (ref.source, ref.size, ref.mtime_ns) else "changed"
 
     def line(self, key: str) -> Line | None:
-        return self._results.get(key)
+        """The record of a result, if there is one with all that belongs to it."""
+        line = self._results.get(key)
+        is_whole = line and all(isinstance(line.get(name), kind) for name, kind in _WHOLE.items())
+        return line if is_whole else None
 
     def record(self, lines: Iterable[Line]) -> None:
         """Append finished images, after their files have their names."""
         lines = list(lines)
-        with self._appending:
-            append_lines(self.results_path, lines)
+        self._append(self.results_path, lines)
         self._results.put(lines)
         for line in lines:
             self._failures.drop(line["key"])
+            self._failed_now.drop(line["key"])
+
+    def forget(self, key: str) -> None:
+        """Say that the record of a key holds no more, once its files are gone and before new ones
+        come: a run killed before their line must not leave old digests beside new files."""
+        line = {"key": key, "replaced": True}
+        self._append(self.results_path, [line])
+        self._results.put([line])
 
     def fail(self, failure: Failure) -> None:
         """Record a failure at once, so that a killed run still tells of it."""
-        with self._appending:
-            append_lines(self.failures_path, [asdict(failure)])
+        self._append(self.failures_path, [asdict(failure)])
         self._failures.put([asdict(failure)])
         self._failed_now.put([asdict(failure)])
+
+    def _append(self, path: str, lines: list[Line]) -> None:
+        self.lock.check()
+        with self._appending:
+            append_lines(path, lines)
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            with self.lock.guard:
+                yield
+        except OSError as error:
+            raise output_error(self.folder, error) from error
 
     def _begin(self) -> None:
         before = read_run(self.output)
         self._refuse_strangers(before)
-        if before is not None and (before.get("clearing") or self._strangeness(before)):
+        if self._strangeness(before) or (before and before.get("clearing")):
             self._refuse_while_others_work()
             self._write_run(clearing=True)  # killed while it removes, the next run goes on removing
             self._remove_results()
         self._write_run(clearing=False)
-        self._results = LineIndex(self.folder, "results-*.jsonl")
+        self._results = LineIndex(self.folder, "results-*.jsonl", self._may_hold_ours)
         self._failures = LineIndex(self.folder, os.path.basename(self.failures_path))
         self._failed_now = LineIndex(self.folder, "")
 
+    def _may_hold_ours(self, name: str) -> bool:
+        """Other shards of this split record other images: theirs need not be read."""
+        return self.lock.overlaps(_tag_in(name))
+
     def _remove_results(self) -> None:
-        results = LineIndex(self.folder, "results-*.jsonl")
-        self._clear(len(results), (line["key"] for line in results))
-        results.close()
+        with contextlib.closing(LineIndex(self.folder, "results-*.jsonl")) as results:
+            count = len(results) or self.options.taken
+            self._clear(count, (line["key"] for line in results))
         for name in os.listdir(self.folder):
             if name.startswith(("results-", "failures")):
-                os.unlink(os.path.join(self.folder, name))
+                Path(self.folder, name).unlink()
 
     def _settle_failures(self) -> None:
         """Leave the failures that stand: after a complete run its own, else the older ones too;
         and take this shard's out of files that other splits left."""
-        rewrite(self.failures_path, self._failed_now if self.is_complete else self._failures)
+        standing = self._failed_now if self.is_complete else self._failures
+        rewrite(self.failures_path, standing, self.tag)
         if not self.is_complete:
             return
-        with self.lock.guard:
+        with self._guarded():
             for name in sorted(os.listdir(self.folder)):
-                path = os.path.join(self.folder, name)
-                if name.startswith("failures") and path != self.failures_path:
-                    self._drop_own(path)
+                is_other = name.startswith("failures") and name != _failures_name(self.tag)
+                if is_other and self.lock.overlaps(_tag_in(name)):  # so no living run writes it
+                    self._drop_own(os.path.join(self.folder, name))
 
     def _drop_own(self, path: str) -> None:
-        others = LineIndex(self.folder, os.path.basename(path))
-        for line in list(others):
-            if is_in_shard(line["key"], self.options.shard):
-                others.drop(line["key"])
-        rewrite(path, others)
-        others.close()
+        name = os.path.basename(path)
+        with (
+            contextlib.closing(LineIndex(self.folder, name)) as there,
+            contextlib.closing(LineIndex(self.folder, "")) as left,
+        ):
+            left.put(line for line in there if not is_in_shard(line["key"], self.options.shard))
+            if len(left) < len(there):
+                rewrite(path, left, self.tag)
 
     def _refuse_strangers(self, before: dict[str, Any] | None) -> None:
-        strangeness = self._strangeness(before) if before else None
+        strangeness = self._strangeness(before)
         if strangeness and not self.options.overwrite:
-            raise FingerprintError(strangeness)
+            raise FingerprintError(f"{printable(self.output)} holds {strangeness}")
 
-    def _strangeness(self, before: dict[str, Any]) -> str | None:
-        """Why the results there are not this run's, with the way out; None if they are."""
-        there, mine = before["fingerprint"], self.identity.fingerprint
-        different = [
-            f"{name} {_show(there.get(name))} there, {_show(mine.get(name))} asked"
-            for name in dict.fromkeys([*mine, *there])
-            if there.get(name) != mine.get(name)
-        ]
+    def _strangeness(self, before: dict[str, Any] | None) -> str | None:
+        """Why what is there is not this run's, with the way out; None if it is."""
+        if before is None:
+            return _unknown_files(self.options.taken) if self.options.taken else None
+        different = _differences(before["fingerprint"], self._fingerprint)
         if different:
             return (
-                f"{self.output} holds features of other settings: {'; '.join(different)}. Nothing "
-                "was touched: use another --output, or --overwrite to replace them"
+                f"features of other settings: {'; '.join(different)}. Nothing was touched: use "
+                "another --output, or --overwrite to replace them"
             )
-        if before.get("input") != self.identity.input and not self.options.moved:
+        if before["input"] != self.identity.input and not self.options.moved:
             return (
-                f"{self.output} holds features of the images in {before.get('input')}, not of "
-                f"{self.identity.input}: use another --output, --moved if the images moved, or "
-                "--overwrite to replace them"
+                f"features of the images in {printable(before['input'])}, not of "
+                f"{printable(self.identity.input)}: use another --output, --moved if the images "
+                "moved, or --overwrite to replace them"
             )
         return None
 
@@ -225,22 +267,47 @@ class Ledger:
         others = self.lock.others()
         if others:
             raise LockError(
-                f"shard {others[0].replace('-of-', '/')} of the older run still works on "
-                f"{self.output}: stop it before --overwrite replaces its results"
+                f"shard {printable(others[0].replace('-of-', '/'))} of the older run still works "
+                f"on {printable(self.output)}: stop it before --overwrite replaces its results"
             )
 
     def _write_run(self, *, clearing: bool) -> None:
         run: dict[str, Any] = {
-            "fingerprint": dict(self.identity.fingerprint),
+            "fingerprint": self._fingerprint,
             "input": self.identity.input,
             "about": dict(self.identity.about),
         }
         if clearing:
             run["clearing"] = True
         text = json.dumps(run, indent=1) + "\n"
-        write_whole(os.path.join(self.folder, "run.json"), [text.encode()])
+        write_whole(os.path.join(self.folder, "run.json"), [text.encode()], self.tag)
+
+
+def _failures_name(tag: str) -> str:
+    return "failures.jsonl" if tag == EVERYTHING else f"failures-{tag}.jsonl"
+
+
+def _tag_in(name: str) -> str:
+    """results-1-of-4.jsonl → 1-of-4; failures.jsonl → all."""
+    return name.removesuffix(".jsonl").partition("-")[2] or EVERYTHING
+
+
+def _unknown_files(count: int) -> str:
+    return (
+        f"files where {count:,} results would go, and no record of the run that made them "
+        "(.featprep/run.json). Nothing was touched: use another --output, or --overwrite to "
+        "replace them"
+    )
+
+
+def _differences(there: Fingerprint, mine: Fingerprint) -> list[str]:
+    return [
+        f"{name} {_show(there.get(name))} there, {_show(mine.get(name))} asked"
+        for name in dict.fromkeys([*mine, *there])
+        if there.get(name) != mine.get(name)
+    ]
 
 
 def _show(value: Any) -> str:
     text = json.dumps(value) if not isinstance(value, str) else value
-    return text[:12] if len(text) == 64 else text
+    return printable(text[:12] if len(text) == 64 else text)  # a digest says enough in 12

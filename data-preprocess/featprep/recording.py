@@ -10,32 +10,44 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import xxhash
 
 from featprep.batching import Row
+from featprep.errors import ImageError
 from featprep.journal import Line
 from featprep.ledger import Ledger
 from featprep.records import AnyArray, Failure, ImageRef, Prepared, Result
 from featprep.resolve import Resolved
 from featprep.sources import Entry
-from featprep.stores.npy_tree import FEATURE, MASK, META, NpyTreeStore
+from featprep.stores.npy_tree import (
+    FEATURE,
+    MASK,
+    META,
+    NpyTreeStore,
+    read_array,
+)
 
 
-def count_done(store: NpyTreeStore, keys: list[str]) -> int:
-    """How many of one folder's keys have a feature file; one listing where they share a folder."""
+def count_done(store: NpyTreeStore, keys: list[str]) -> tuple[int, int]:
+    """How many of one folder's keys have a feature file, and how many any file of a result."""
     standing = Standing(store, keys)
-    return sum(standing.has(key + FEATURE) for key in keys)
+    done = sum(standing.has(key + FEATURE) for key in keys)
+    return done, sum(any(map(standing.has, store.files(key))) for key in keys)
 
 
 class Standing:
     """Which files of the output stand. The keys of a walked folder share one folder of the output,
     whose listing costs less than a question a file; a list's keys may lie anywhere."""
 
-    def __init__(self, store: NpyTreeStore, keys: Iterable[str]) -> None:
+    def __init__(self, store: NpyTreeStore, keys: Iterable[str], *, sweep: bool = False) -> None:
+        """`sweep`: see NpyTreeStore.list_folder."""
         self._store = store
         folders = {key.rpartition("/")[0] for key in keys}
-        self._names = store.list_folder(folders.pop()) if len(folders) == 1 else None
+        self._names: set[str] | None = None
+        if len(folders) == 1 or sweep:
+            for folder in folders:
+                names = store.list_folder(folder, sweep=sweep)
+                self._names = names if len(folders) == 1 else None
 
     def has(self, file: str) -> bool:
         if self._names is None:
@@ -66,7 +78,7 @@ class Recorder:
         """What this run has to encode, and the failures found on the way."""
         for entries in folders:
             refs = [entry for entry in entries if isinstance(entry, ImageRef)]
-            standing = Standing(self.store, (ref.key for ref in refs))
+            standing = Standing(self.store, (ref.key for ref in refs), sweep=True)
             for entry in entries:
                 if isinstance(entry, Failure) or self._is_left(entry, standing):
                     yield entry
@@ -85,20 +97,30 @@ class Recorder:
 
     def write_meta(self, image: Prepared) -> None:
         """Metadata for a map that stands, from its record and its source."""
-        line = dict(self.ledger.line(image.ref.key) or {})
+        ref, line = image.ref, self.ledger.line(image.ref.key)
+        if line is None or line["sha256"] != image.sha256:
+            reason = "changed while the run went on; the next run encodes it again"
+            self.fail(Failure(ref.key, ref.source, "read", reason))
+            return
         meta = self._meta(image, line["shape"], line["dtype"], line["notes"])
-        line["files"] = {**line["files"], **self.store.write_meta(image.ref.key, meta)}
-        self.ledger.record([line])
+        try:
+            digests = self.store.write_meta(ref.key, meta)
+        except ImageError as error:
+            self.fail(Failure(ref.key, ref.source, error.stage, str(error)))
+            return
+        self.ledger.record([{**line, "files": {**line["files"], **digests}}])
 
     def write(self, row: Row) -> None:
         image, feature, notes = row
+        key = image.ref.key
+        if self.ledger.line(key) is not None:
+            self.store.remove(key)
+            self.ledger.forget(key)
         meta = self._meta(image, list(feature.shape), str(feature.dtype), notes)
         result = Result(image.ref, feature, image.mask, image.sha256, meta, notes)
-        digests = self.store.write(image.ref.key, result)
-        self._stale.discard(image.ref.key)
-        self._lines.append(
-            _line(image.ref, image.sha256, feature, digests, [*image.meta["notes"], *notes])
-        )
+        digests = self.store.write(key, result)
+        self._stale.discard(key)
+        self._lines.append(_line(image.ref, image.sha256, feature, digests, meta["notes"]))
 
     def flush(self) -> None:
         if self._lines:
@@ -120,36 +142,42 @@ class Recorder:
 
     def _is_left(self, ref: ImageRef, standing: Standing) -> bool:
         has_feature = standing.has(ref.key + FEATURE)
-        if self.overwrite:
-            return True
         state = self.ledger.state(ref, has_feature)
-        if state == "unrecorded" and self._adopt(ref, standing):
+        if state == "done":
+            return self.overwrite
+        if not self.overwrite and state == "unrecorded" and self._adopt(ref, standing):
             return False
-        if state == "changed":
+        if has_feature:
             self._stale.add(ref.key)
-        if has_feature and state != "done":
-            self.on_replaced()
-        return state != "done"
+            if not self.overwrite:
+                self.on_replaced()
+        return True
 
     def _adopt(self, ref: ImageRef, standing: Standing) -> bool:
         """Record a result whose line was lost: killed between rename and append."""
-        files = [ref.key + FEATURE]
-        files += [ref.key + MASK] * self.store.mask
-        files += [ref.key + META] * standing.has(ref.key + META)
+        key, path = ref.key, self.store.path
+        meta = self.store.own_meta(key) if standing.has(key + META) else None
+        files = [key + MASK] * self.store.mask + [key + META] * (meta is not None)
         try:
-            feature = np.load(self.store.path(files[0]), mmap_mode="r", allow_pickle=False)
-            digests = {file: _digest(self.store.path(file)) for file in files}
+            if os.stat(path(key + FEATURE)).st_mtime_ns < ref.mtime_ns:
+                return False  # the image may have changed since
+            feature = read_array(path(key + FEATURE))
+            mask = read_array(path(key + MASK)) if self.store.mask else None
+            digests = {file: _digest(path(file)) for file in [*files, key + FEATURE]}
             sha256 = _sha256(ref.path)
         except (OSError, ValueError):
             return False  # not whole or not ours: it is encoded again
-        if not self._is_ours(feature):
+        told = meta or {"sha256": sha256, "notes": []}
+        if not self._is_ours(feature, mask) or told.get("sha256") != sha256:
             return False
-        self.ledger.record([_line(ref, sha256, feature, digests, [])])
+        self.ledger.record([_line(ref, sha256, feature, digests, list(told.get("notes", [])))])
         return True
 
-    def _is_ours(self, feature: AnyArray) -> bool:
+    def _is_ours(self, feature: AnyArray, mask: AnyArray | None) -> bool:
         want, shape = self.resolved.want.dtype, self.resolved.map_shape
         if feature.dtype != want or feature.ndim != 3:
+            return False
+        if mask is not None and mask.shape != feature.shape[1:]:
             return False
         return feature.shape[0] == self.resolved.channels and shape in (None, feature.shape)
 

@@ -56,12 +56,14 @@ class Folder:
 
 @dataclass(slots=True)
 class Census:
-    """What an input holds. `images` counts those selected, `done` those of them with results,
-    `total` all, with what cannot be listed; `ignored` other files by suffix."""
+    """What an input holds. `images` counts those selected, `done` those of them with results;
+    `total` all, with what cannot be listed, `taken` those of all where some file of a result
+    stands; `ignored` other files by suffix."""
 
     images: int = 0
     done: int = 0
     total: int = 0
+    taken: int = 0
     ignored: Counter[str] = field(default_factory=Counter)
 
 
@@ -72,10 +74,12 @@ class Source:
         self.path, self.selection = path, selection
         self.root, self._scan = _open_input(path, selection)
 
-    def census(self, count_done: Callable[[list[str]], int] = lambda keys: 0) -> Census:
+    def census(
+        self, count_done: Callable[[list[str]], tuple[int, int]] = lambda keys: (0, 0)
+    ) -> Census:
         """Count the images and refuse collisions and empty inputs, without a stat a file.
 
-        `count_done` says how many of one folder's keys have results.
+        `count_done`: one folder's keys → how many have results, and how many any file of one.
         """
         found, clashing = Census(), 0
         clashes: list[tuple[str, str, str]] = []
@@ -86,7 +90,9 @@ class Source:
                 selected = selected[: self.selection.limit - found.images]
             found.total += len(keys) + len(folder.failures)
             found.images += len(selected)
-            found.done += count_done(selected)
+            done, taken = count_done(selected)
+            found.done += done
+            found.taken += taken if len(selected) == len(keys) else count_done(keys)[1]
             found.ignored.update(folder.ignored)
             for clash in _collisions(folder, keys, self.selection):
                 clashing += 1

@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from featprep.encoders import hf_config, huggingface, openai_clip, tiny
 from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName
@@ -110,8 +111,15 @@ def _spelled(value: str, family: str, rest: str) -> ModelName:
 
 
 def _is_hub_id(id: str) -> bool:
-    parts = id.split("/")
-    return len(parts) == 2 and all(part and not part.startswith((".", "-")) for part in parts)
+    import huggingface_hub.utils
+    from huggingface_hub.errors import HFValidationError
+
+    library: Any = huggingface_hub.utils
+    try:
+        library.validate_repo_id(id)
+    except HFValidationError:
+        return False
+    return id.count("/") == 1
 
 
 def _unknown(value: str, family: str, id: str) -> str:

@@ -72,7 +72,7 @@ def _load_model(name: ModelName, folder: Path) -> Any:
 
     kind = MODEL_TYPES[read_config(name, folder)["model_type"]]
     try:
-        with _quiet():
+        with quiet_transformers():
             model, report = getattr(transformers, kind.class_name).from_pretrained(
                 str(folder),
                 dtype=torch.float32,
@@ -165,7 +165,7 @@ def use_hub_positions(embeddings: Any, spec: EncoderSpec, kind: ModelType) -> No
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """transformers neither logs nor draws bars: what it warns of is our error, or nothing."""
     from transformers.utils import logging as transformers_logging
 

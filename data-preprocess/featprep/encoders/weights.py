@@ -122,10 +122,8 @@ def _open(path: Path, name: ModelName, published: Collection[str], trust: bool) 
             f"{name}: {path} is a TorchScript archive, which can run code, and not one that OpenAI "
             "published; if you trust who made it, add --trust_weights"
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # torch.jit is announced as deprecated; there is no other reader
+    with warnings.catch_warnings():  # torch.jit is announced as deprecated; nothing else reads it
+        warnings.simplefilter("ignore")
         open_archive: Any = torch.jit.load
         return open_archive(path, map_location="cpu").state_dict()
 

@@ -18,9 +18,16 @@ from typing import Any, Self
 import numpy as np
 
 from featprep.errors import ImageError
-from featprep.naming import RESERVED, is_reserved, sort_key
+from featprep.naming import RESERVED, is_reserved, printable, sort_key
 from featprep.records import AnyArray, Result
-from featprep.stores.base import EVERYTHING, Parts, output_error, put_whole, result_error, sweep
+from featprep.stores.base import (
+    EVERYTHING,
+    Parts,
+    is_temporary,
+    output_error,
+    put_whole,
+    result_error,
+)
 
 FEATURE, MASK, META = ".npy", "_mask.npy", ".json"
 _REMEMBERED = 1000  # folders; a data set may have one an image
@@ -72,8 +79,8 @@ class NpyTreeStore:
         """See Store. Annotations often lie beside their images as NAME.json, and the output may be
         the input: a file that is not ours is left alone, and that is the image's failure."""
         self._check_inside(key)
-        if not self._is_ours(key):
-            name = os.path.basename(key) + META
+        if os.path.lexists(self.path(key + META)) and self.own_meta(key) is None:
+            name = printable(os.path.basename(key) + META)
             raise ImageError(f"{name} is there and not featprep's: use another --output", "store")
         text = json.dumps(meta, indent=1, sort_keys=True) + "\n"
         return self._write(key + META, [text.encode()])
@@ -114,24 +121,34 @@ class NpyTreeStore:
         """See Store. A key that could not have been written has no result."""
         if self._leads_out(key):
             return
-        for suffix in (FEATURE, META, MASK):
-            if suffix != META or self._is_ours(key):
-                self._unlink(key + suffix)
+        self._unlink(key + FEATURE)
+        if self.own_meta(key) is not None:
+            self._unlink(key + META)
+        self._unlink(key + MASK)
 
-    def list_folder(self, folder: str) -> set[str]:
-        """Names that stand in a folder of the output. A folder that is not there has none."""
+    def own_meta(self, key: str) -> dict[str, Any] | None:
+        """NAME.json, if it stands and featprep wrote it."""
+        try:
+            meta = read_json(self.path(key + META))
+        except (OSError, ValueError, RecursionError):
+            return None
+        return meta if meta.get("key") == key and {"format", "encoder"} <= meta.keys() else None
+
+    def list_folder(self, folder: str, *, sweep: bool = False) -> set[str]:
+        """Names that stand in a folder of the output; none if it is not there. `sweep` removes what
+        a killed run of this shard had not renamed: only for who holds its lock."""
         path = self.path(folder) if folder else self.root
         try:
-            return set(os.listdir(path))
+            names = set(os.listdir(path))
         except (FileNotFoundError, NotADirectoryError):
             return set()
         except OSError as error:
             raise output_error(path, error, "list") from error
-
-    def sweep(self, folder: str) -> None:
-        """Remove what a killed run of this shard had not renamed. Only for who holds its lock."""
-        if not self._leads_out(f"{folder}/x" if folder else "x"):
-            sweep(self.path(folder) if folder else self.root, self.tag)
+        if sweep and not self._leads_out(f"{folder}/x" if folder else "x"):
+            for name in names:
+                if is_temporary(name, self.tag):
+                    self._unlink(f"{folder}/{name}" if folder else name)
+        return names
 
     def _write(self, file: str, parts: Parts) -> dict[str, str]:
         try:
@@ -167,16 +184,6 @@ class NpyTreeStore:
             self._inside.clear()
         self._inside.add(folder)
         return False
-
-    def _is_ours(self, key: str) -> bool:
-        """May NAME.json be replaced or removed? Also if it does not stand."""
-        try:
-            meta = read_json(self.path(key + META))
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return True
-        except (OSError, ValueError, RecursionError):
-            return False
-        return meta.get("key") == key and {"format", "encoder"} <= meta.keys()
 
     def _stems(self, folder: str, names: set[str]) -> list[str]:
         stems = {name[: -len(FEATURE)] for name in names if name.endswith(FEATURE)}
