@@ -1,6 +1,6 @@
 """Encode a folder of images with DINOv2: one dense feature map an image.
 
-python data-preprocess/encode_with_dino.py --input IN --output OUT [--model facebook/dinov2-large] [flags]
+python data-preprocess/encode_with_dino.py --input IN --output OUT [flags]
 """
 
 from featprep.cli import main_encode

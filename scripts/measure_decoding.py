@@ -2,7 +2,8 @@
 
     python scripts/measure_decoding.py FOLDER [--rounds 5] [--repeat 1]
 
-Prints images/s of both, per round and as medians, and their ratio; rounds alternate, since machines drift.
+Prints images/s of both, per round and as medians, and their ratio; rounds alternate, since machines
+drift.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def main() -> None:
             pooled.append(len(refs) / seconds(pool.map(refs, RULES, ahead=16)))
             print(f"here {here[-1]:8.1f} images/s   one worker {pooled[-1]:8.1f} images/s")
     ratio = statistics.median(b / a for a, b in zip(here, pooled, strict=True))
-    print(f"median: here {statistics.median(here):.1f}, one worker {statistics.median(pooled):.1f}, "
-          f"ratio {ratio:.3f}")  # fmt: skip
+    alone, worker = statistics.median(here), statistics.median(pooled)
+    print(f"median: here {alone:.1f}, one worker {worker:.1f}, ratio {ratio:.3f}")
 
 
 if __name__ == "__main__":

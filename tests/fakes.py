@@ -1,4 +1,5 @@
-"""An encoder whose maps can be computed by hand: the mean colour of each cell, and its first column.
+"""An encoder whose maps can be computed by hand: the mean colour of each cell, and its first
+column.
 
 It stands behind the Encoder protocol, so that end-to-end tests compare values and not counts.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from featprep.config import EncodeConfig
 from featprep.devices import Precision
 from featprep.encoders.base import EncoderSpec, ModelName, Recipe, Want
 from featprep.errors import OutOfMemoryError
@@ -38,7 +40,8 @@ def mean_colours(pixels: UInt8) -> AnyArray:
 
 
 class FakeEncoder:
-    """`room`: images the device has memory for. `scale`: multiplies the maps. `calls`: batch shapes."""
+    """`room`: images the device has memory for. `scale`: multiplies the maps. `calls`: batch
+    shapes."""
 
     def __init__(self, room: int = 1000, scale: float = 1.0, digest: str = "f" * 64) -> None:
         self.spec, self.digest, self.origin = SPEC, digest, "made here"
@@ -61,10 +64,12 @@ class FakeEncoder:
             return FeatureMaps({0: (mean_colours(pixels) * self.scale).astype(want.dtype)})
 
 
-def fake_session(encoder: FakeEncoder, exact: FakeEncoder | None = None):  # noqa: ANN201
+def fake_session(encoder: FakeEncoder, exact: FakeEncoder | None = None) -> Callable[..., Session]:
     """An `open_session` that brings `encoder` instead of loading one."""
 
-    def open_session(config, name: ModelName, *, batch_size: int | None = None) -> Session:  # noqa: ANN001
+    def open_session(
+        config: EncodeConfig, name: ModelName, *, batch_size: int | None = None
+    ) -> Session:
         storage = "float16" if config.fp16 else "float32"
         precision = Precision("float32", storage, "default")  # type: ignore[arg-type]
         resolved = resolve(config, encoder.spec, storage, encoder.grid, is_plain=False)

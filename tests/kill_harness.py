@@ -2,9 +2,9 @@
 
     python tests/kill_harness.py FOLDER [--every N] [--flags=--save_meta,...]
 
-One process imports everything once and forks each run, so a kill costs milliseconds. A run is killed by
-SIGKILL right before its n-th write, rename or unlink, n = 1, 1 + N, … until a run ends by itself.
-Prints one JSON object: kills, and what differed (nothing, if all is well).
+One process imports everything once and forks each run, so a kill costs milliseconds. A run is
+killed by SIGKILL right before its n-th write, rename or unlink, n = 1, 1 + N, … until a run ends by
+itself. Prints one JSON object: kills, and what differed (nothing, if all is well).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,8 @@ def killed_run(step: int, source: Path, output: Path, flags: list[str]) -> int:
 
 
 def snapshot(output: Path) -> dict[str, object]:
-    """Result files byte for byte, records as sets; temporary files show up as files of their own."""
+    """Result files byte for byte, records as sets; temporary files show up as files of their
+    own."""
     found: dict[str, object] = {}
     for path in sorted(output.rglob("*")):
         name = str(path.relative_to(output))
@@ -119,22 +121,23 @@ def campaign(folder: Path, every: int, flags: list[str], earlier: list[str]) -> 
     source, kills, wrong = folder / "in", 0, []
     make_images(source)
     whole = folder / "whole"
-    expected_code = in_child(lambda: encode(source, whole, [f for f in flags if f != "--overwrite"]))
+    expected_code = in_child(
+        lambda: encode(source, whole, [f for f in flags if f != "--overwrite"])
+    )
     expected = snapshot(whole)
     for step in range(1, 10_000, every):
         output = folder / f"out-{step}"
         if earlier:
-            in_child(lambda output=output: encode(source, output, earlier))  # type: ignore[misc]
-        code = in_child(lambda step=step, output=output: killed_run(step, source, output, flags))  # type: ignore[misc]
-        if code != -signal.SIGKILL:
+            in_child(partial(encode, source, output, earlier))
+        if in_child(partial(killed_run, step, source, output, flags)) != -signal.SIGKILL:
             break
         kills += 1
         wrong += [f"step {step}: {text}" for text in check_whole(output)]
-        again = in_child(lambda output=output: encode(source, output, flags))  # type: ignore[misc]
-        if again != expected_code or snapshot(output) != expected:
-            differing = {k for k in {*snapshot(output), *expected}
-                         if snapshot(output).get(k) != expected.get(k)}  # fmt: skip
-            wrong.append(f"step {step}: exit {again}, differing {sorted(differing)}")
+        again, found = in_child(partial(encode, source, output, flags)), snapshot(output)
+        if again != expected_code or found != expected:
+            names = {*found, *expected}
+            differing = sorted(n for n in names if found.get(n) != expected.get(n))
+            wrong.append(f"step {step}: exit {again}, differing {differing}")
     return {"kills": kills, "wrong": wrong}
 
 

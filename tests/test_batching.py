@@ -39,7 +39,9 @@ def test_a_grid_that_is_not_what_was_promised_is_never_stored() -> None:
     batch = BatchEncoder(encoder, Want(), 2, exact=lambda: encoder)
     image = _image("a")
     image.meta["geometry"]["grid"] = [9, 9]
-    with pytest.raises(AssertionError, match=r"the encoder gave cells \(2, 2\), its grid\(\) \(9, 9\)"):
+    with pytest.raises(
+        AssertionError, match=r"the encoder gave cells \(2, 2\), its grid\(\) \(9, 9\)"
+    ):
         list(batch.encode([image]))
 
 

@@ -30,15 +30,33 @@ def test_an_unknown_command_is_refused_with_the_nearest(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--modle", "x"], "unknown flag --modle. Did you mean --model? See featprep encode --help"),
-        (["--save-mta"], "unknown flag --save_mta. Did you mean --save_meta? See featprep encode --help"),
+        (
+            ["--modle", "x"],
+            "unknown flag --modle. Did you mean --model? See featprep encode --help",
+        ),
+        (
+            ["--save-mta"],
+            "unknown flag --save_mta. Did you mean --save_meta? See featprep encode --help",
+        ),
         (
             ["--input", "nowhere", "--output", "o", "--model", "hf:tiny"],
             "--input nowhere: no such file or folder; check the path",
         ),
         (
-            ["--input", "a", "--output", "o", "--model", "hf:tiny", "--resize", "keep", "--size", "9"],
-            "--resize keep takes each image's own size: drop --size, or use --resize crop, squash or pad",
+            [
+                "--input",
+                "a",
+                "--output",
+                "o",
+                "--model",
+                "hf:tiny",
+                "--resize",
+                "keep",
+                "--size",
+                "9",
+            ],
+            "--resize keep takes each image's own size: drop --size, or use --resize crop, squash "
+            "or pad",
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -168,3 +169,13 @@ def test_versions_name_what_decides_a_value() -> None:
         "python", "torch", "torchvision", "transformers", "clip", "numpy", "pillow"
     ]  # fmt: skip
     assert versions["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_waiting_threads_sleep_unless_the_user_has_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # so that it is put back afterwards
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    devices.let_threads_sleep()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    devices.let_threads_sleep()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"

@@ -100,7 +100,13 @@ def test_every_config_is_read_and_names_an_encoder_that_is_there() -> None:
 
 def test_a_yaml_of_ours_holds_nothing_but_settings() -> None:
     for path in (ROOT / "configs").glob("*.yaml"):
-        assert set(yaml.safe_load(path.read_text())) <= {"model", "size", "resize", "fp16", "save_meta"}
+        assert set(yaml.safe_load(path.read_text())) <= {
+            "model",
+            "size",
+            "resize",
+            "fp16",
+            "save_meta",
+        }
 
 
 def test_the_readme_is_for_a_newcomer() -> None:

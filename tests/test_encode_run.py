@@ -1,4 +1,4 @@
-"""End to end with the hand-computable encoder: values, resume, overwrite, failures, exit codes, lines."""
+"""End to end with the hand-computable encoder: values, resume, failures, exit codes, lines."""
 
 from __future__ import annotations
 
@@ -50,7 +50,12 @@ class Bench:
     def output(self) -> Path:
         return self.root / "out"
 
-    def image(self, name: str, colour: tuple[int, ...] = (200, 100, 50), size=(40, 32)) -> Path:  # noqa: ANN001
+    def image(
+        self,
+        name: str,
+        colour: tuple[int, ...] = (200, 100, 50),
+        size: tuple[int, int] = (40, 32),
+    ) -> Path:
         path = self.input / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB" if len(colour) == 3 else "RGBA", size, colour).save(path)
@@ -118,7 +123,9 @@ def test_the_lines_of_a_run_say_encoder_device_input_shapes_done_and_time(bench:
     lines = bench.said.splitlines()
     assert lines[0] == "encoder  fake:mean  (3, 4, 4) at 32×32  weights ffffffff (made here)"
     assert lines[1].startswith("device   cpu ")
-    assert lines[1].endswith("compute float32 (default), stored float32; batch 4 (as the test has it)")
+    assert lines[1].endswith(
+        "compute float32 (default), stored float32; batch 4 (as the test has it)"
+    )
     assert lines[2] == (
         f"input    {bench.input}  2 images, 0 done before, 928 B to write; ignored: 1 .jp2"
     )
@@ -167,9 +174,10 @@ def test_another_setting_in_the_same_folder_is_refused_and_touches_nothing(bench
     assert bench.run("--size", "64", "--background", "white") == 2
     assert bench.said == (
         f"{bench.said.partition('featprep: ')[0]}"
-        f"featprep: {bench.output} holds features of other settings: size [32, 32] there, [64, 64] "
-        "asked; grid [4, 4] there, [8, 8] asked; background [0, 0, 0] there, [255, 255, 255] asked. "
-        "Nothing was touched: use another --output, or --overwrite to replace them\n"
+        f"featprep: {bench.output} holds features of other settings: size [32, 32] there, "
+        "[64, 64] asked; grid [4, 4] there, [8, 8] asked; background [0, 0, 0] there, "
+        "[255, 255, 255] asked. Nothing was touched: use another --output, or --overwrite to "
+        "replace them\n"
     )
     assert bench.tree() == before
 
@@ -222,7 +230,10 @@ def test_a_broken_image_is_a_line_in_failures_and_costs_nothing_else(bench: Benc
     assert bench.load("c.npy")[:, 0, 0].tolist() == [4.0, 5.0, 6.0]
     failure = bench.lines("failures.jsonl")
     assert [(f["key"], f["source"], f["stage"]) for f in failure] == [("b", "b.png", "decode")]
-    assert f"done     2 encoded, 0 skipped, 1 failed: {bench.output}/.featprep/failures.jsonl" in bench.said
+    assert (
+        f"done     2 encoded, 0 skipped, 1 failed: {bench.output}/.featprep/failures.jsonl"
+        in bench.said
+    )
 
 
 def test_a_mended_image_leaves_failures_and_the_file_goes_when_none_stand(bench: Bench) -> None:
@@ -248,7 +259,9 @@ def test_out_of_memory_halves_the_batch_and_goes_on(bench: Bench) -> None:
     bench.encoder.room = 3
     assert bench.run("--size", "32", "--batch_size", "5") == 0
     assert "memory   the device is full: going on with batches of 3" in bench.said
-    assert [bench.load(f"{n}.npy")[0, 0, 0] for n in "abcdefg"] == [float(ord(n)) for n in "abcdefg"]
+    assert [bench.load(f"{n}.npy")[0, 0, 0] for n in "abcdefg"] == [
+        float(ord(n)) for n in "abcdefg"
+    ]
     assert [shape[0] for shape in bench.encoder.calls] == [5, 3, 3, 3]
 
 
@@ -449,7 +462,12 @@ def test_the_summary_holds_the_closing_figures(bench: Bench) -> None:
     (bench.input / "b.png").write_bytes(b"broken")
     bench.run("--size", "32", "--summary", str(bench.root / "figures.json"))
     figures = json.loads((bench.root / "figures.json").read_text())
-    assert (figures["images"], figures["encoded"], figures["failed"], figures["skipped"]) == (2, 1, 1, 0)
+    assert (figures["images"], figures["encoded"], figures["failed"], figures["skipped"]) == (
+        2,
+        1,
+        1,
+        0,
+    )
     assert figures["images_per_s"] > 0
 
 
@@ -472,5 +490,3 @@ def test_auto_batch_size_is_resolved_once_for_an_output(bench: Bench) -> None:
     bench.encoder.calls.clear()
     bench.run("--size", "32")
     assert bench.encoder.calls == [(3, 3, 32, 32)]
-
-

@@ -24,7 +24,9 @@ def test_a_run_killed_at_any_step_resumes_to_the_same_bytes(
     tmp_path: Path, flags: str, earlier: str, least: int
 ) -> None:
     words = [str(tmp_path), f"--flags={flags}", f"--earlier={earlier}"]
-    done = subprocess.run([sys.executable, HARNESS, *words], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, HARNESS, *words], capture_output=True, text=True, timeout=300
+    )
     assert done.stdout, done.stderr
     found = json.loads(done.stdout)
     assert found["wrong"] == []

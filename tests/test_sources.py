@@ -1,4 +1,4 @@
-"""Inputs: what is found, in which order, under which key, what is passed over and what is refused."""
+"""Inputs: what is found, in which order and under which key; what is passed over or refused."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_an_image_has_its_path_below_the_input_as_key_and_what_stat_says_of_it(
     os.utime(tmp_path / "in/a/b.png", ns=(1, 1_700_000_000_123_456_789))
     (ref,) = entries(tmp_path / "in")
     path = os.path.realpath(tmp_path / "in/a/b.png")
-    assert ref == ImageRef("a/b", "a/b.png", path, 7, 1_700_000_000_123_456_789)
+    assert ref == ImageRef("a/b", "a/b.png", path, 10, 1_700_000_000_123_456_789)
 
 
 def test_directories_and_names_come_by_bytes_files_before_subfolders(tmp_path: Path) -> None:
@@ -487,7 +488,7 @@ def test_a_bad_list_entry_fails_in_one_shard_alone(tmp_path: Path) -> None:
     make(tmp_path, "a.png")
     path = write_list(tmp_path, "a.png", *[f"{n}\0.png" for n in range(20)])
     per_shard = [failures(path, replace(PLAIN, shard=(i, 3))) for i in (1, 2, 3)]
-    assert sorted(sum(per_shard, [])) == sorted(failures(path))
+    assert sorted(chain(*per_shard)) == sorted(failures(path))
     assert all(per_shard)
 
 
@@ -538,7 +539,7 @@ def test_shards_are_disjoint_complete_and_in_order(tmp_path: Path) -> None:
     make(tmp_path, *[f"{n % 3}/{n}.png" for n in range(40)])
     everything = keys(tmp_path)
     parts = [keys(tmp_path, replace(PLAIN, shard=(i, 4))) for i in range(1, 5)]
-    assert sorted(sum(parts, [])) == sorted(everything)
+    assert sorted(chain(*parts)) == sorted(everything)
     for i, part in enumerate(parts, start=1):
         assert part == [key for key in everything if is_in_shard(key, (i, 4))]
         assert part

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -23,23 +22,24 @@ from featprep.settings import nearest
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | AnyArray
 
 # What belongs to files and runs has no meaning here.
-_NOT_HERE = {"input", "output", "mask_dir", "names", "save_meta", "overwrite", "moved", "break_lock",
-             "shard", "limit", "plan", "quiet", "verbose", "summary", "workers",
-             "decode_timeout"}  # fmt: skip
+_NOT_HERE = {
+    *("input", "output", "names", "mask_dir", "shard", "limit"),
+    *("overwrite", "moved", "break_lock", "save_meta", "workers", "decode_timeout"),
+    *("plan", "quiet", "verbose", "summary"),
+}
 
 
-def encode(
-    images: ImageLike | Iterable[ImageLike], *, model: str, **settings: Any
-) -> FeatureMaps:
+def encode(images: ImageLike | Iterable[ImageLike], *, model: str, **settings: Any) -> FeatureMaps:
     """Encode images held in memory or on disk.
 
-    images: one image or an iterable of them; each a path, the bytes of a file, a PIL image or an array
-    (H, W), (H, W, 1|2|3|4) of uint8, uint16, bool or float. `settings` are those of the command line
-    (`size=448`, `size=(224, 448)`, `resize="pad"`, `fp16=True` …).
+    images: one image or an iterable of them; each a path, the bytes of a file, a PIL image or an
+    array (H, W), (H, W, 1|2|3|4) of uint8, uint16, bool or float. `settings` are those of the
+    command line (`size=448`, `size=(224, 448)`, `resize="pad"`, `fp16=True` …).
 
-    Returns FeatureMaps: `.map` (B, C, grid_h, grid_w) float32 or float16, `.masks` (B, grid_h, grid_w)
-    uint8, or None with mask="none". Row i is image i. Raises UsageError for a bad setting, WeightsError,
-    and ImageError for the first image that cannot be read or encoded, naming its position.
+    Returns FeatureMaps: `.map` (B, C, grid_h, grid_w) float32 or float16, `.masks` (B, grid_h,
+    grid_w) uint8, or None with mask="none". Row i is image i. Raises UsageError for a bad setting,
+    WeightsError, and ImageError for the first image that cannot be read or encoded, naming its
+    position.
 
     The encoder of the last call is kept, so a second call does not load it again.
     """
@@ -94,7 +94,7 @@ def _prepare(position: int, image: ImageLike, session: Session) -> Prepared:
 
 def _read(path: str) -> bytes:
     try:
-        with io.open(path, "rb") as file:
+        with open(path, "rb") as file:
             return file.read()
     except OSError as error:
         raise ImageError(error.strerror or str(error), "read") from error

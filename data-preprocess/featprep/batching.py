@@ -1,7 +1,8 @@
-"""Images → batches → rows: queues per size, padding, halving when the device is full, float32 again.
+"""Images → batches → rows: queues per size, padding, halving on a full device, float32 again.
 
 The last batch is padded to the run's batch size, because kernels choose their summation order by
-shape: a map must not depend on its neighbours or on where a run was cut. Knows encoders by their protocol.
+shape: a map must not depend on its neighbours or on where a run was cut. Knows encoders by their
+protocol.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Dispatch: which command, and what its outcome means to the shell. The one place that catches all."""
+"""Dispatch: which command, and what its outcome means to the shell. Catches everything."""
 
 from __future__ import annotations
 

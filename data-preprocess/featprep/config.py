@@ -49,8 +49,8 @@ class EncodeConfig:
     size: tuple[int, int] | str | None = _setting(
         None,
         kinds.size(),
-        "input side in pixels; patch sized cells are made of it",
-        "224 for plain names, native for FAMILY:NAME",
+        "input side in pixels, a multiple of the patch",
+        "224 for DINO's plain names, else native",
     )
     resize: str = _setting(
         "crop",
@@ -67,7 +67,7 @@ class EncodeConfig:
     mask: str = _setting(
         "any",
         kinds.choice("any", "coverage", "none"),
-        "cell is 1 if any pixel of it is opaque enough; float share of alpha; no mask file",
+        "1 where any pixel of the cell is opaque enough; the share of alpha as float32; no mask",
     )
     alpha_threshold: float = _setting(
         0.0, kinds.number(0, 1, 0.5), "a pixel counts for the mask if its alpha is above this"

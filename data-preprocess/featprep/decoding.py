@@ -1,7 +1,7 @@
 """One decode job: read → decode → place → render → mask; and the processes that run it.
 
-A decoder that hangs is stopped at a time limit, one that crashes takes only its worker along: either
-costs its image alone. Workers import no torch. Knows no encoder, no store, no run.
+A decoder that hangs is stopped at a time limit, one that crashes takes only its worker along:
+either costs its image alone. Workers import no torch. Knows no encoder, no store, no run.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class DecodeRules:
 
 
 def prepare(ref: ImageRef, rules: DecodeRules) -> Outcome:
-    """Everything between a path and the network's pixels. What is wrong with the image is a Failure."""
+    """Everything between a path and the network's pixels; what is wrong with it is a Failure."""
     try:
         began = time.perf_counter()
         data, ref = _read(ref)

@@ -122,6 +122,16 @@ def choose_workers(asked: int | None = None, cores: int | None = None) -> tuple[
     return workers, f"{count} core{'s' if count != 1 else ''}, one for the encoder"
 
 
+def let_threads_sleep() -> None:
+    """Have OpenMP threads that wait sleep, not spin. Only before torch is imported.
+
+    Spinning threads and a neighbour (our own decoding workers are one) hold each other up: on two
+    busy cores dinov2-base in bfloat16 ran at 9.9 images/s asleep against 4.3 spinning. Whoever
+    has set OMP_WAIT_POLICY keeps it.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def available_cores() -> int:
     """Cores that this process may run on: a job's share of a node, not the node."""
     if hasattr(os, "sched_getaffinity"):

@@ -11,8 +11,8 @@
     ├── OutOfMemoryError        -  the device has no room for a batch: the runner halves it
     └── OutputError             4  disk full, output not writable: stop; the same command resumes
 
-Whatever else escapes is a defect of ours and exits with 1. Messages are one line: what was asked, what
-is allowed, what to type next.
+Whatever else escapes is a defect of ours and exits with 1. Messages are one line: what was asked,
+what is allowed, what to type next.
 """
 
 from __future__ import annotations

@@ -33,9 +33,10 @@ class ImageRef:
 class Picture:
     """A decoded image: upright, premultiplied.
 
-    `rgb`: PIL "RGB", each channel already multiplied by alpha. `alpha`: (H, W) uint8 or uint16, as deep
-    as the file has it, or None for an opaque image. `stored_size`: (height, width) in the file, before
-    orientation. `orientation`: EXIF 1…8. `mode`: the file's own, such as "PNG RGBA 16-bit".
+    `rgb`: PIL "RGB", each channel already multiplied by alpha. `alpha`: (H, W) uint8 or uint16, as
+    deep as the file has it, or None for an opaque image. `stored_size`: (height, width) in the
+    file, before orientation. `orientation`: EXIF 1…8. `mode`: the file's own, such as "PNG RGBA
+    16-bit".
     """
 
     rgb: Image.Image
@@ -64,7 +65,9 @@ class Prepared:
     pixels: UInt8  # (3, H, W)
     mask: AnyArray | None  # (grid_h, grid_w) uint8, or float32 coverage; None with --mask none
     sha256: str  # of the source file
-    meta: Mapping[str, Any]  # original size, orientation, affine, notes: the image's part of NAME.json
+    meta: Mapping[
+        str, Any
+    ]  # original size, orientation, affine, notes: the image's part of NAME.json
     read_s: float = 0.0
     decode_s: float = 0.0
 

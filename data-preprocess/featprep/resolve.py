@@ -1,4 +1,4 @@
-"""What a config means for one encoder: geometry, want, fingerprint. Pure; every check that needs a spec.
+"""What a config means for one encoder: geometry, want, fingerprint; checks that need a spec.
 
 All of it happens before any work, so that a bad setting costs no image.
 """
@@ -75,7 +75,7 @@ def _geometry(config: EncodeConfig, spec: EncoderSpec, grid: Grid, is_plain: boo
     recipe = spec.recipe if config.resize == "native" else None
     if config.resize == "keep" and spec.fixed_size:
         raise UsageError(f"--resize keep: {spec.name} takes {_typed(spec.native_size)} only")
-    size = recipe.crop if recipe else _size(config, spec, is_plain)
+    size: tuple[int, int] | None = recipe.crop if recipe else _size(config, spec, is_plain)
     if config.resize == "keep":
         size = None
     resize: Any = config.resize
@@ -144,7 +144,8 @@ def fingerprint(
 
 
 def norm_of(config: EncodeConfig, spec: EncoderSpec) -> str:
-    """The norm of the map: DINOv2's last block and every projection are final-normed, CLIP's not."""
+    """The norm of the map: DINOv2's last block and every projection are final-normed, CLIP's
+    not."""
     return "none" if spec.family == "clip" and config.feature == "patch" else "final"
 
 

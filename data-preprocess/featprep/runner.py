@@ -1,8 +1,8 @@
 """read → decode → batch → encode → store: the loop, its clocks and its way out.
 
-Given builders of stages, it only moves images along: decoding in worker processes, encoding here, writing
-in a thread behind a bounded queue. Knows no format and no model. Memory is bounded by batch × queue
-depth, whatever the number of images.
+Given builders of stages, it only moves images along: decoding in worker processes, encoding here,
+writing in a thread behind a bounded queue. Knows no format and no model. Memory is bounded by batch
+× queue depth, whatever the number of images.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from featprep.batching import BatchEncoder, Row, SizeQueues
 from featprep.errors import ImageError
 from featprep.records import AnyArray, Failure, ImageRef, Prepared
 
-
-
 # (images, how many may be in flight or unclaimed) → what became of each, in any order.
 Decode = Callable[[Iterable[ImageRef], int], Iterator[Prepared | Failure]]
 
@@ -27,8 +25,8 @@ Decode = Callable[[Iterable[ImageRef], int], Iterator[Prepared | Failure]]
 class Sink(Protocol):
     """Where rows go; called from the writer thread alone.
 
-    `write` stores one image; ImageError is that image's failure, anything else ends the run. `flush`
-    is called a batch at a time, after its writes. `fail` records a failure.
+    `write` stores one image; ImageError is that image's failure, anything else ends the run.
+    `flush` is called a batch at a time, after its writes. `fail` records a failure.
     """
 
     def write(self, row: Row) -> None: ...

@@ -45,7 +45,7 @@ class Run(Mapping[str, StoredResult]):
         return self._store.keys()
 
     def __len__(self) -> int:
-        return sum(1 for _ in self._store.keys())
+        return sum(1 for _ in self)
 
     def record(self, key: str) -> dict[str, Any] | None:
         """The ledger's line of a key: source, sizes, digests (stores/README.md), or None."""

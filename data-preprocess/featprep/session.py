@@ -1,4 +1,4 @@
-"""A config → a loaded encoder with its resolved settings: what the command and the Python call share."""
+"""A config → a loaded encoder with its settings: what the command and the Python call share."""
 
 from __future__ import annotations
 
@@ -36,9 +36,7 @@ class Session:
     @property
     def fingerprint(self) -> dict[str, Any]:
         encoder = self.encoder
-        return fingerprint(
-            self.config, encoder.spec, encoder.digest, self.resolved, self.precision
-        )
+        return fingerprint(self.config, encoder.spec, encoder.digest, self.resolved, self.precision)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -90,23 +88,17 @@ def open_session(
     )
 
 
-def _check_early(
-    config: EncodeConfig, name: ModelName, precision: Precision
-) -> None:
+def _check_early(config: EncodeConfig, name: ModelName, precision: Precision) -> None:
     """Where the spec is known without the weights, a bad setting is refused before they load."""
     spec = encoders.describe(name)
     if spec is not None:
         resolve(config, spec, precision.storage, by_patch(spec), is_plain=name.is_plain)
 
 
-def _twin(
-    name: ModelName, options: LoadOptions, encoder: Encoder
-) -> Callable[[], Encoder]:
+def _twin(name: ModelName, options: LoadOptions, encoder: Encoder) -> Callable[[], Encoder]:
     if options.compute == "float32":
         return lambda: encoder
-    return functools.cache(
-        lambda: encoders.load_encoder(name, replace(options, compute="float32"))
-    )
+    return functools.cache(lambda: encoders.load_encoder(name, replace(options, compute="float32")))
 
 
 def _batch_size(

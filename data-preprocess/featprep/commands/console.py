@@ -26,6 +26,10 @@ def shape_text(shape: Sequence[int]) -> str:
     return "(" + ",".join(map(str, shape)) + ")"
 
 
+def mask_text(mask: AnyArray | None) -> str:
+    return "" if mask is None else f", mask {shape_text(mask.shape)} {mask.dtype}"
+
+
 class Progress(Events):
     """A bar on a terminal, a plain line every ten seconds elsewhere, nothing with --quiet."""
 
@@ -33,7 +37,8 @@ class Progress(Events):
         self.quiet, self.verbose = quiet, verbose
         self.count, self.total, self.failed, self.told = done, total, 0, 0
         self._seen: set[tuple[int, ...]] = set()
-        self._pending: dict[tuple[int, ...], str] = {}  # told when the first map of the size is there
+        # told when the first map of the size is there
+        self._pending: dict[tuple[int, ...], str] = {}
         self._began = self._last = time.monotonic()
         self._start = done
         self._bar = None
@@ -50,7 +55,7 @@ class Progress(Events):
         self._pending[image.pixels.shape] = f"pixels {pixels}{middle}"
 
     def on_row(self, image: Prepared, feature: AnyArray) -> None:
-        mask = "" if image.mask is None else f", mask {shape_text(image.mask.shape)} {image.mask.dtype}"
+        mask = mask_text(image.mask)
         result = f"map {shape_text(feature.shape)} {feature.dtype}{mask}"
         pending = self._pending.pop(image.pixels.shape, None)
         if pending:
@@ -63,7 +68,8 @@ class Progress(Events):
     def on_failure(self, failure: Failure) -> None:
         self.failed += 1
         if self.told < SHOWN_FAILURES or self.verbose:
-            say("failed", f"{printable(failure.source)}: {failure.stage}: {printable(failure.reason)}")
+            reason = f"{failure.stage}: {printable(failure.reason)}"
+            say("failed", f"{printable(failure.source)}: {reason}")
             self.told += 1
         elif self.told == SHOWN_FAILURES and not self.quiet:
             say("failed", "… more: see failures.jsonl when the run ends")

@@ -1,7 +1,8 @@
 """`featprep encode`: a folder of images becomes a folder of feature maps.
 
-Also what encode_with_clip.py and encode_with_dino.py run, with their family fixed. Reading the flags
-needs the standard library alone, so that --help answers at once; the work is in encode_run.py.
+Also what encode_with_clip.py and encode_with_dino.py run, with their family fixed. Reading the
+flags needs the standard library alone, so that --help answers at once; the work is in
+encode_run.py.
 """
 
 from __future__ import annotations

@@ -49,11 +49,10 @@ def run(config: EncodeConfig, family: str) -> int:
     store = make_store(config)
     source = open_source(config, store)
     census = source.census(lambda keys: count_done(store, keys))
-    workers = config.workers or devices.choose_workers()[0]
+    devices.let_threads_sleep()
+    workers, _ = devices.choose_workers(config.workers)
     with DecodePool(workers, config.decode_timeout) as pool:  # starts while torch is imported
-        session = open_session(
-            config, name, batch_size=_batch_size_before(config)
-        )
+        session = open_session(config, name, batch_size=_batch_size_before(config))
         introduce(config, session, census)
         return EncodeRun(session, store, source, census, pool).go()
 

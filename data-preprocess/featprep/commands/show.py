@@ -28,7 +28,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("output", metavar="OUT", help="the folder a run wrote")
     parser.add_argument("key", metavar="KEY", help="the image's path below the input, no suffix")
-    parser.add_argument("--out", metavar="FILE", help="where the picture goes (default: KEY.png here)")
+    parser.add_argument(
+        "--out", metavar="FILE", help="where the picture goes (default: KEY.png here)"
+    )
     flags = parser.read(argv)
     out = flags.out or os.path.basename(flags.key) + ".png"
     size = draw(flags.output, flags.key, out)
@@ -45,7 +47,9 @@ def draw(output: str, key: str, out: str) -> tuple[int, int]:
     run = Run(output)
     if key not in run:
         hint = nearest(key, itertools.islice(run, 10_000))
-        raise InputError(f"{output}: no result of key {key!r}.{hint} `ls {output}` shows what is there")
+        raise InputError(
+            f"{output}: no result of key {key!r}.{hint} `ls {output}` shows what is there"
+        )
     feature, mask, _ = run[key]
     sheet = panels(_pixels(run, key), mask, feature)
     picture = io.BytesIO()
