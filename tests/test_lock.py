@@ -398,7 +398,7 @@ def test_of_processes_that_race_for_a_dead_lock_exactly_one_wins(folder: Path) -
         [sys.executable, "-c", RACE, str(folder), dead],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=30,
         env={**os.environ, "PYTHONPATH": str(ROOT / "data-preprocess")},
     )
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import xxhash
@@ -124,19 +123,14 @@ class Ledger:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None and os.path.isdir(self.folder):  # it may have been deleted meanwhile
                 self._settle_failures()
         finally:
             for index in (self._results, self._failures, self._failed_now):
                 index.close()
-            self.lock.__exit__(kind, error, trace)
+            self.lock.__exit__(None, None, None)
 
     @property
     def failures(self) -> int:

@@ -49,7 +49,7 @@ class RunLock:
     def __enter__(self) -> Self:
         try:
             os.makedirs(self.folder, exist_ok=True)
-            if True:
+            with self.guard:
                 self._refuse_overlaps()
                 self._sweep()
                 put_whole(self.path, [json.dumps(self._me).encode()], self.tag)
