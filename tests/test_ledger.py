@@ -543,9 +543,11 @@ def test_a_run_that_ends_in_an_error_keeps_every_line_it_wrote(output: Output) -
             ledger.fail(failure("a"))
             raise ZeroDivisionError
 
+    with output.open() as ledger:
+        ledger.fail(failure("z"))
     with pytest.raises(ZeroDivisionError):
         run()
-    assert output.lines("failures.jsonl") == ["a"]
+    assert output.lines("failures.jsonl") == ["z", "a"]
     assert "lock-all" not in output.names()
 
 
@@ -637,6 +639,7 @@ def test_an_output_deleted_while_the_run_goes_on_is_an_output_error_and_stays_de
     output: Output,
 ) -> None:
     ledger = output.open().__enter__()
+    ledger.fail(failure("b"))
     shutil.rmtree(output.path)
     with pytest.raises(OutputError, match=r"results-all\.jsonl: No such file or directory"):
         ledger.record([line("a")])

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,41 @@ def test_a_lock_says_who_holds_it_and_is_gone_afterwards(folder: Path) -> None:
         assert holder["run"] == "abc"
         lock.check()
     assert os.listdir(folder) == ["guard"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/ns/pid").is_symlink(), reason="needs Linux's /proc")
+def test_on_linux_a_lock_says_in_which_boot_and_pid_namespace_its_pid_is_one(folder: Path) -> None:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with RunLock(str(folder)):
+        holder = json.loads((folder / "lock-all").read_text())
+    assert holder["machine"] == f"{boot} {os.readlink('/proc/self/ns/pid')}"
+
+
+def test_where_there_is_no_proc_holders_are_still_told_from_the_dead(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_text = Path.read_text
+
+    def without_proc(path: Path, *args: Any) -> str:
+        if path.parts[1] == "proc":
+            raise FileNotFoundError
+        return read_text(path, *args)
+
+    monkeypatch.setattr(Path, "read_text", without_proc)
+    with RunLock(str(folder)):
+        assert f"pid {os.getpid()} on host" in refusal(RunLock(str(folder)))
+    leave(folder, pid=dead_pid())
+    with RunLock(str(folder)):
+        pass
+    leave(folder, pid=2**80)
+    with RunLock(str(folder)):
+        pass
+
+
+def test_nothing_runs_on_after_the_release(folder: Path) -> None:
+    with RunLock(str(folder)):
+        assert "lease" in {thread.name for thread in threading.enumerate()}
+    wait_until(lambda: "lease" not in {thread.name for thread in threading.enumerate()})
 
 
 def test_a_second_run_is_refused_with_host_and_pid_of_the_first(folder: Path) -> None:

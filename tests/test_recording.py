@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -99,6 +100,10 @@ def prepared(ref: ImageRef, notes: tuple[str, ...] = ()) -> Prepared:
 
 def todo(recorder: Recorder, *entries: Entry) -> list[Entry]:
     return list(recorder.todo([list(entries)]))
+
+
+def save(path: Path, array: AnyArray) -> None:
+    np.save(path, array)
 
 
 # ---- what is written down
@@ -209,6 +214,17 @@ def test_a_changed_source_that_fails_loses_its_old_result(bench: Bench) -> None:
         assert todo(recorder, changed) == [changed]
 
 
+def test_a_changed_source_that_was_encoded_keeps_its_new_result(bench: Bench) -> None:
+    bench.encode(bench.image("a"))
+    changed = bench.image("a", "changed", 2_000)
+    with bench.run() as recorder:
+        todo(recorder, changed)
+        recorder.write((prepared(changed), MAP, ()))
+        recorder.flush()
+        recorder.fail(Failure("a", "a.png", "store", "of its metadata, say"))
+    assert bench.files() == ["a.npy", "a_mask.npy"]
+
+
 def test_overwrite_leaves_everything_to_do_and_keeps_a_good_result_if_its_image_now_fails(
     bench: Bench,
 ) -> None:
@@ -223,6 +239,17 @@ def test_overwrite_leaves_everything_to_do_and_keeps_a_good_result_if_its_image_
             recorder.fail(Failure(key, f"{key}.png", "encode", "the device is full"))
     assert bench.files() == ["a.npy", "a_mask.npy"]
     assert bench.replaced == 0
+
+
+def test_overwrite_adopts_nothing_and_unknown_maps_of_images_that_fail_go(bench: Bench) -> None:
+    ref = bench.image("a")
+    bench.encode(ref)
+    bench.lose_records()
+    with bench.run(overwrite=True) as recorder:
+        assert todo(recorder, ref) == [ref]
+        assert bench.lines() == []
+        recorder.fail(Failure("a", "a.png", "encode", "the device is full"))
+    assert bench.files() == []
 
 
 # ---- results whose line was lost
@@ -241,6 +268,34 @@ def test_a_result_without_a_line_is_read_and_recorded_as_it_was(bench: Bench, me
     assert list(bench.lines()[0]["files"]) == list(before[0]["files"])
 
 
+def test_a_run_without_masks_asks_for_none(bench: Bench) -> None:
+    ref = bench.image("a")
+    bench.encode(ref, mask=False)
+    before = bench.lines()
+    bench.lose_records()
+    with bench.run(mask=False) as recorder:
+        assert todo(recorder, ref) == []
+    assert bench.lines() == before
+
+
+@pytest.mark.parametrize(
+    ("shape", "adopted"),
+    [((3, 4, 4), True), ((3, 2, 5), True), ((2, 4, 4), False), ((4, 4), False)],
+)
+def test_where_grids_differ_from_image_to_image_any_grid_with_its_mask_is_ours(
+    bench: Bench, shape: tuple[int, ...], adopted: bool
+) -> None:
+    geometry = dataclasses.replace(bench.resolved.geometry, grid=None)
+    bench.resolved = dataclasses.replace(bench.resolved, geometry=geometry)
+    ref = bench.image("a")
+    bench.encode(ref)
+    bench.lose_records()
+    save(bench.output / "a.npy", np.zeros(shape, np.float32))
+    save(bench.output / "a_mask.npy", np.zeros(shape[1:], np.uint8))
+    with bench.run() as recorder:
+        assert todo(recorder, ref) == ([] if adopted else [ref])
+
+
 def test_notes_of_a_result_without_a_line_come_back_from_its_metadata(bench: Bench) -> None:
     ref = bench.image("a")
     with bench.run(meta=True) as recorder:
@@ -252,10 +307,6 @@ def test_notes_of_a_result_without_a_line_come_back_from_its_metadata(bench: Ben
     assert bench.record("a")["notes"] == ["encoded again"]
 
 
-def save(path: Path, array: AnyArray) -> None:
-    np.save(path, array)
-
-
 @pytest.mark.parametrize(
     "damage",
     [
@@ -264,7 +315,7 @@ def save(path: Path, array: AnyArray) -> None:
         lambda out: (out / "a.npy").write_bytes(b"PK\x03\x04"),
         lambda out: save(out / "a.npy", MAP.astype(np.float16)),
         lambda out: save(out / "a.npy", MAP[:2]),
-        lambda out: save(out / "a.npy", MAP[:, :3]),
+        lambda out: (save(out / "a.npy", MAP[:, :3]), save(out / "a_mask.npy", MASK[:3])),
         lambda out: save(out / "a.npy", MAP[0]),
         lambda out: (out / "a_mask.npy").unlink(),
         lambda out: (out / "a_mask.npy").write_bytes(b""),
@@ -349,15 +400,22 @@ def test_a_result_whose_image_vanished_before_it_was_recorded_is_left_to_fail(
 
 def test_missing_metadata_is_written_from_record_and_source(bench: Bench) -> None:
     refs = [bench.image("a"), bench.image("b"), bench.image("c")]
-    bench.encode(*refs, meta=True)
-    expected = (bench.output / "a.json").read_bytes()
-    os.unlink(bench.output / "a.json")
+    bench.encode(refs[0], refs[2])
+    bench.encode(refs[1], meta=True)
     os.unlink(bench.output / "c.npy")
+    before = bench.record("a")
     with bench.run(meta=True) as recorder:
         assert list(recorder.without_meta([refs])) == [refs[0]]
         recorder.write_meta(prepared(refs[0]))
-    assert (bench.output / "a.json").read_bytes() == expected
-    assert sorted(bench.record("a")["files"]) == ["a.json", "a.npy", "a_mask.npy"]
+    after = bench.record("a")
+    assert sorted(after["files"]) == ["a.json", "a.npy", "a_mask.npy"]
+    assert {**after, "files": before["files"]} == before
+    text = (bench.output / "a.json").read_text()
+    with bench.run(meta=True, overwrite=True) as recorder:
+        recorder.write((prepared(refs[0]), MAP, ()))
+        recorder.flush()
+    assert (bench.output / "a.json").read_text() == text
+    assert bench.record("a")["files"] == after["files"]
 
 
 def test_metadata_of_an_image_that_changed_meanwhile_is_a_failure_of_that_image(
@@ -372,6 +430,13 @@ def test_metadata_of_an_image_that_changed_meanwhile_is_a_failure_of_that_image(
     assert [f["reason"] for f in bench.lines("failures.jsonl")] == [
         "changed while the run went on; the next run encodes it again"
     ]
+
+
+def test_metadata_of_a_result_without_a_record_is_a_failure_of_that_image(bench: Bench) -> None:
+    with bench.run(meta=True) as recorder:
+        recorder.write_meta(prepared(bench.image("a")))
+    assert [f["key"] for f in bench.lines("failures.jsonl")] == ["a"]
+    assert bench.files() == []
 
 
 def test_metadata_that_cannot_be_written_is_a_failure_of_that_image(bench: Bench) -> None:

@@ -177,6 +177,20 @@ def test_a_result_that_is_removed_loses_its_feature_file_first(
     assert steps == ["-a/b.npy", "-a/b.json", "-a/b_mask.npy"]
 
 
+def test_a_store_without_masks_writes_none_that_it_is_given(tmp_path: Path) -> None:
+    NpyTreeStore(str(tmp_path), mask=False).write("a", result("a"))
+    assert sorted(tree(tmp_path)) == ["a.npy"]
+
+
+def test_metadata_can_be_written_alone_and_only_inside_the_output(
+    store: NpyTreeStore, tmp_path: Path
+) -> None:
+    assert list(store.write_meta("a/b", META)) == ["a/b.json"]
+    with pytest.raises(ImageError, match="its key names no place in the output"):
+        store.write_meta("../b", META)
+    assert sorted(tree(tmp_path)) == ["a/b.json"]
+
+
 def test_names_that_are_taken_are_told_with_the_feature_file_last(tmp_path: Path) -> None:
     root = str(tmp_path)
     assert NpyTreeStore(root).files("a/b") == ("a/b_mask.npy", "a/b.npy")
@@ -489,6 +503,19 @@ def test_a_mask_beside_its_map_is_no_key(store: NpyTreeStore) -> None:
     assert not store.done("x_mask")
     with pytest.raises(KeyError):
         store.read("x_mask")
+
+
+def test_what_stands_where_a_mask_would_is_a_mask_beside_a_map_and_a_key_alone(
+    store: NpyTreeStore, tmp_path: Path
+) -> None:
+    """Also if it looks like a map, or cannot be read: a reader of the key is then told why."""
+    store.write("x", result("x"))
+    for content in ((tmp_path / "x.npy").read_bytes(), b"damaged"):
+        (tmp_path / "x_mask.npy").write_bytes(content)
+        assert list(store.keys()) == ["x"]
+        (tmp_path / "x.npy").rename(tmp_path / "x")
+        assert list(store.keys()) == ["x_mask"]
+        (tmp_path / "x").rename(tmp_path / "x.npy")
 
 
 def test_the_map_of_an_image_called_like_a_mask_is_a_key_if_it_stands_alone(
