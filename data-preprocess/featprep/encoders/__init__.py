@@ -55,7 +55,10 @@ class Scope:
     def names(self, family: str) -> list[str]:
         """The names of a family that the command knows, tiny among them."""
         known = FAMILIES[family].known
-        return [*(id for id in known if not self.kinds or hf_known.kind_of(id) in self.kinds), "tiny"]
+        return [
+            *(id for id in known if not self.kinds or hf_known.kind_of(id) in self.kinds),
+            "tiny",
+        ]
 
 
 # What the entry scripts take; of hub ids and paths, their config.json decides as they are read.
@@ -168,24 +171,25 @@ def _unknown(value: str, scope: str, id: str) -> str:
 
 
 def _allowed(scope: str) -> str:
-    taken = SCOPES[scope]
+    families = SCOPES[scope].families
     if scope == "any":
-        rows = "; ".join(f"{name}: {_names(name, taken)}" for name in taken.families)
+        rows = "; ".join(f"{family}: {_names(family, scope)}" for family in families)
         return f"FAMILY:NAME or FAMILY:NAME=PATH with {rows}"
-    return "; ".join(_allowed_of(family, taken) for family in taken.families)
+    return "; ".join(_allowed_of(family, scope) for family in families)
 
 
-def _allowed_of(family: str, taken: Scope) -> str:
+def _allowed_of(family: str, scope: str) -> str:
     row = FAMILIES[family]
     hub = f", {family}:ORG/NAME of the hub" if row.open_ids else ""
-    return f"{_names(family, taken)}{hub}, or {family}:NAME=PATH, PATH {row.local}"
+    return f"{_names(family, scope)}{hub}, or {family}:NAME=PATH, PATH {row.local}"
 
 
-def _names(family: str, taken: Scope) -> str:
-    names = taken.names(family)
+def _names(family: str, scope: str) -> str:
+    names = SCOPES[scope].names(family)
     if len(names) <= _SHOWN:
         return ", ".join(names)
-    return f"{', '.join(names[:8])} … tiny (all {len(names)}: featprep models {family}:)"
+    pattern = scope if SCOPES[scope].kinds else f"{family}:"
+    return f"{', '.join(names[:8])} … tiny (all {len(names)}: featprep models {pattern})"
 
 
 def _hint(id: str, scope: str) -> str:

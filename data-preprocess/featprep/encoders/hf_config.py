@@ -96,7 +96,9 @@ _BLIP: dict[str, Any] = {
 _VISUAL = Projection("visual_projection", "projection_dim", 512)
 _ALT_VISUAL = Projection("visual_projection", "projection_dim", 768)
 _RETRIEVAL = Projection("vision_proj", "image_text_hidden_size", 256)
-_PARENT = {"section": "vision_config"}  # of texts and images; else of the tower alone
+_PARENT: dict[str, Any] = {
+    "section": "vision_config"
+}  # of texts and images; else of the tower alone
 
 MODEL_TYPES = {
     "dinov2": ModelType(
@@ -151,16 +153,12 @@ MODEL_TYPES = {
         processor="ViT",
     ),
     "clip": ModelType(**_CLIP, **_PARENT, projections={"CLIPModel": _VISUAL}),
-    "clip_vision_model": ModelType(
-        **_CLIP, projections={"CLIPVisionModelWithProjection": _VISUAL}
-    ),
+    "clip_vision_model": ModelType(**_CLIP, projections={"CLIPVisionModelWithProjection": _VISUAL}),
     "altclip": ModelType(**_ALTCLIP, **_PARENT, projections={"AltCLIPModel": _ALT_VISUAL}),
     "altclip_vision_model": ModelType(**_ALTCLIP),
     "siglip": ModelType(**_SIGLIP, **_PARENT),
     "siglip_vision_model": ModelType(**_SIGLIP),
-    "blip": ModelType(
-        **_BLIP, **_PARENT, projections={"BlipForImageTextRetrieval": _RETRIEVAL}
-    ),
+    "blip": ModelType(**_BLIP, **_PARENT, projections={"BlipForImageTextRetrieval": _RETRIEVAL}),
     "blip_vision_model": ModelType(**_BLIP),
 }
 DINO = ("dinov2", "dinov2_with_registers", "dinov3_vit", "dinov3_convnext")

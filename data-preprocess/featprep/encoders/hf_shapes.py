@@ -126,6 +126,7 @@ def _clip(config: Mapping[str, Any], tower: Mapping[str, Any]) -> Shapes:
         **_blocks(tower),
         **_pair("vision_model.post_layernorm", width),
         "visual_projection.weight": (config["projection_dim"], width),
+        "logit_scale": (),
         **_text(),
     }
 
@@ -145,6 +146,8 @@ def _siglip(_: Mapping[str, Any], tower: Mapping[str, Any]) -> Shapes:
         **_pair(f"{head}.layernorm", width),
         **_pair(f"{head}.mlp.fc1", tower["intermediate_size"], width),
         **_pair(f"{head}.mlp.fc2", width, tower["intermediate_size"]),
+        "logit_scale": (1,),
+        "logit_bias": (1,),
         **_text(),
     }
 
@@ -181,10 +184,7 @@ def _blocks(tower: Mapping[str, Any], is_fused: bool = False) -> Shapes:
 
 
 def _text() -> Shapes:
-    return {
-        "text_model.embeddings.token_embedding.weight": (VOCABULARY, TEXT_WIDTH),
-        "logit_scale": (),
-    }
+    return {"text_model.embeddings.token_embedding.weight": (VOCABULARY, TEXT_WIDTH)}
 
 
 _SHAPES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Shapes]] = {

@@ -120,9 +120,7 @@ def _build(
     return model
 
 
-def _check_whole(
-    name: ModelName, folder: Path, report: Mapping[str, Any], kind: ModelType
-) -> None:
+def _check_whole(name: ModelName, folder: Path, report: Mapping[str, Any], kind: ModelType) -> None:
     """transformers draws lacking tensors at random, and passes over what its config leaves out."""
     lacking = sorted(key for key in report["missing_keys"] if not key.startswith(kind.unused))
     if lacking:
@@ -220,7 +218,7 @@ def use_hub_positions(embeddings: Any, spec: EncoderSpec, kind: ModelType) -> No
             return positions
         side = math.isqrt(positions.shape[1] - 1)
         grid = [height // spec.patch, width // spec.patch]
-        factors = [(cells + kind.hub_offset) / side for cells in grid]
+        factors = [(cells + (kind.hub_offset or 0.0)) / side for cells in grid]
         resampled = interpolate(
             positions[:, 1:].mT.reshape(1, -1, side, side).float(),
             size=None if kind.hub_offset else grid,

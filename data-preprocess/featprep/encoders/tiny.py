@@ -79,9 +79,14 @@ def write_checkpoint(spec: EncoderSpec, folder: Path) -> Path:
     Same bytes every time.
     """
     if spec.family == "hf":
-        width, depth, side = spec.hidden_dim, spec.depth, spec.native_size[0]
-        shape = {"registers": spec.registers, "patch": spec.patch, "side": side}
-        return write_folder(hf_known.dinov2(width, depth, **shape), folder)
+        files = hf_known.dinov2(
+            spec.hidden_dim,
+            spec.depth,
+            registers=spec.registers,
+            patch=spec.patch,
+            side=spec.native_size[0],
+        )
+        return write_folder(files, folder)
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
