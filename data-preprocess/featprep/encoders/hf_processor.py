@@ -48,15 +48,14 @@ _SHORT_SIDE = ("Bit", "CLIP", "Siglip")
 def complete(processor: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """The file with its class's defaults; `kind` where it names no class. Raises ValueError.
 
-    null counts as left out, as it does in transformers.
+    null is no default but off, as it is in transformers.
     """
     named = processor.get("image_processor_type") or processor.get("feature_extractor_type") or kind
     for suffix in _SUFFIXES:
         named = str(named).removesuffix(suffix)
     if named not in PROCESSORS:
         raise ValueError(f"image processor {named}; allowed are {', '.join(PROCESSORS)}")
-    given = {key: value for key, value in processor.items() if value is not None}
-    whole = {**PROCESSORS[named], **given}
+    whole = {**PROCESSORS[named], **processor}
     if isinstance(whole["size"], int) and named not in _SHORT_SIDE:
         whole["size"] = {"height": whole["size"], "width": whole["size"]}
     return whole
@@ -80,6 +79,8 @@ def read_recipe(processor: Mapping[str, Any], side: int) -> Recipe:
     size: Any = processor["size"] if processor.get("do_resize", True) else side
     if isinstance(size, dict):
         size = size.get("shortest_edge") or (int(size["height"]), int(size["width"]))
+    elif not isinstance(size, int):
+        raise ValueError(f"size {size}; allowed is a number, height and width, or shortest_edge")
     crop: Any = processor["crop_size"] if processor["do_center_crop"] else size
     if isinstance(crop, dict):
         crop = (int(crop["height"]), int(crop["width"]))
