@@ -426,7 +426,7 @@ def test_what_a_processors_file_leaves_out_its_class_decides() -> None:
     # null is off, and no default: this CLIP is not cropped.
     uncropped = described(clip, do_center_crop=None, crop_size=None, size={"height": 9, "width": 8})
     assert (uncropped.recipe.resize, uncropped.recipe.crop) == ((9, 8), (9, 8))
-    with pytest.raises(ValueError, match="^size None; allowed is a number"):
+    with pytest.raises(ValueError, match=r"^size None; allowed is a number"):
         described(clip, size=None)
     assert described(clip).mean[0] == 0.48145466  # no class named: the model type's own
     with pytest.raises(ValueError, match=r"^image processor ConvNext; allowed are Bit, CLIP, Sig"):
