@@ -1,4 +1,4 @@
-"""Encode a folder of images with DINOv2: one dense feature map an image.
+"""Encode a folder of images with DINOv2 or DINOv3: one dense feature map an image.
 
 python data-preprocess/encode_with_dino.py --input IN --output OUT [flags]
 """

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Encodes a folder of images with DINOv2: a dense feature map and a mask for each. Finds a
-# Python that has what is needed, or makes one (_env.sh), and hands every argument over to it.
+# Encodes a folder of images with DINOv2 or DINOv3: a dense feature map and a mask for each. Finds
+# a Python that has what is needed, or makes one (_env.sh), and hands every argument over to it.
 #
 #   scripts/encode_dino_features.sh --input photos/ --output maps/
 #   scripts/encode_dino_features.sh --input photos/ --output maps/ --size 448 --fp16

@@ -10,10 +10,10 @@ import pytest
 import torch
 from featprep import devices
 from featprep.devices import Precision
-from featprep.encoders import hf_config
+from featprep.encoders import hf_known
 from featprep.errors import UsageError
 
-LARGE = hf_config.KNOWN["facebook/dinov2-large"]
+LARGE = hf_known.KNOWN["facebook/dinov2-large"]
 
 AMX = "model name\t: Intel(R) Xeon(R) Platinum 8480+ CPU @ 2.00GHz\nflags\t\t: fpu amx_bf16\n"
 ZEN4 = "model name\t: AMD EPYC 9354 32-Core Processor\nflags\t\t: fpu avx512f avx512_bf16\n"

@@ -28,18 +28,39 @@ from featprep.encoders.base import (
     Want,
     check_pos_embed,
 )
+from featprep.encoders.hf_known import KNOWN
 from featprep.encoders.openai_clip import import_clip, resample_positions
 from featprep.encoders.tiny import TINY, write_checkpoint, write_random, write_tiny
 from featprep.encoders.torch_encoder import full_float32
 from featprep.errors import OutOfMemoryError, UsageError
 
-ARCHITECTURES = list_encoders()
 PROJECTED = Want(feature="projected")
+# Of hf: one of every architecture at its published width; test_huggingface has them all, small.
+HF = (
+    "facebook/dinov2-small",
+    "facebook/dinov2-giant",
+    "facebook/dinov2-with-registers-base",
+    "facebook/dinov3-vits16-pretrain-lvd1689m",
+    "facebook/dinov3-vits16plus-pretrain-lvd1689m",
+    "facebook/dinov3-convnext-tiny-pretrain-lvd1689m",
+    "openai/clip-vit-base-patch32",
+    "BAAI/AltCLIP",
+    "google/siglip-base-patch16-224",
+    "google/siglip-so400m-patch14-384",
+    "Salesforce/blip-itm-base-coco",
+    "google/vit-base-patch16-224-in21k",
+    "tiny",
+)
+ARCHITECTURES = [
+    *(name for name in list_encoders() if not name.startswith("hf:")),
+    *(f"hf:{id}" for id in HF),
+]
 CLIP_NAMES = "ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px, tiny"
-DINO_NAMES = (
+HF_NAMES = (
     "facebook/dinov2-small, facebook/dinov2-base, facebook/dinov2-large, facebook/dinov2-giant, "
     "facebook/dinov2-with-registers-small, facebook/dinov2-with-registers-base, "
-    "facebook/dinov2-with-registers-large, facebook/dinov2-with-registers-giant, tiny"
+    "facebook/dinov2-with-registers-large, facebook/dinov2-with-registers-giant … tiny "
+    f"(all {len(KNOWN) + 1}: featprep models hf:)"
 )
 Load = Callable[..., Any]
 
@@ -83,7 +104,7 @@ def images(count: int, height: int = 42, width: int = 70) -> np.ndarray[Any, Any
 
 def test_the_catalogue_is_what_the_tables_say() -> None:
     clip = [f"clip:{id}" for id in CLIP_NAMES.split(", ")]
-    assert list_encoders() == [*clip, *(f"hf:{id}" for id in DINO_NAMES.split(", "))]
+    assert list_encoders() == [*clip, *(f"hf:{id}" for id in (*KNOWN, "tiny"))]
 
 
 @pytest.mark.parametrize("name", list_encoders())
@@ -100,7 +121,7 @@ def test_what_is_described_is_what_the_weights_hold(
     name, local = checkpoint
     spec = describe(resolve(name, "any"))
     assert spec is not None
-    depth = spec.depth if name.endswith("tiny") else 2
+    depth = spec.depth if name.endswith("tiny") or "convnext" in name else 2
     own = dataclasses.replace(spec, name=str(local), depth=depth, meaningless=False)
     assert encoder.spec == own
 
@@ -110,6 +131,7 @@ def test_the_dimensions_are_the_published_ones() -> None:
         name: (spec.hidden_dim, spec.depth, spec.patch, spec.native_size[0], spec.projected_dim)
         for name in list_encoders()
         if (spec := describe(resolve(name, "any"))) and not spec.meaningless
+        if name.startswith("clip:") or "dinov2" in name  # the others: test_huggingface
     }
     assert rows == {
         "clip:ViT-B/32": (768, 12, 32, 224, 512),
@@ -156,22 +178,22 @@ def test_a_name_with_its_family_a_path_and_a_bare_name_are_told_apart(tmp_path: 
         (
             "facebook/dinov2-bse",
             "hf",
-            f"--model facebook/dinov2-bse: no such encoder; allowed is {DINO_NAMES}, hf:ORG/NAME "
+            f"--model facebook/dinov2-bse: no such encoder; allowed is {HF_NAMES}, hf:ORG/NAME "
             "of the hub, or hf:NAME=PATH, PATH a folder with config.json. Did you mean "
             "facebook/dinov2-base?",
         ),
         (
             "clip:ViT-B/32",
             "hf",
-            f"--model clip:ViT-B/32: this command takes hf: encoders; allowed is {DINO_NAMES}, "
+            f"--model clip:ViT-B/32: this command takes hf: encoders; allowed is {HF_NAMES}, "
             "hf:ORG/NAME of the hub, or hf:NAME=PATH, PATH a folder with config.json; for this "
-            "one use encode_with_clip.py or featprep encode",
+            "one use encode_with_clip.py or featprep encode --model clip:ViT-B/32",
         ),
         (
             "vit-b/32",
             "any",
             f"--model vit-b/32: no such encoder; allowed is FAMILY:NAME or FAMILY:NAME=PATH with "
-            f"clip: {CLIP_NAMES}; hf: {DINO_NAMES}. Did you mean clip:ViT-B/32?",
+            f"clip: {CLIP_NAMES}; hf: {HF_NAMES}. Did you mean clip:ViT-B/32?",
         ),
         (
             "clip:x=/nowhere/at/all",
@@ -182,7 +204,7 @@ def test_a_name_with_its_family_a_path_and_a_bare_name_are_told_apart(tmp_path: 
         (
             "hf:org/na me",
             "any",
-            f"--model hf:org/na me: no such encoder; allowed is {DINO_NAMES}, hf:ORG/NAME of the "
+            f"--model hf:org/na me: no such encoder; allowed is {HF_NAMES}, hf:ORG/NAME of the "
             "hub, or hf:NAME=PATH, PATH a folder with config.json.",
         ),
     ],
@@ -287,7 +309,7 @@ def test_grid_tokens_and_shapes_with_h_unlike_w(encoder: Encoder) -> None:
     p, spec = encoder.spec.patch, encoder.spec
     assert encoder.grid(2 * p, 5 * p) == (2, 5)
     assert encoder.grid(2 * p + 3, 5 * p + p - 1) == (2, 5)
-    assert encoder.tokens(2 * p, 5 * p) == (1 + spec.registers + 10, spec.hidden_dim)
+    assert encoder.tokens(2 * p, 5 * p) == (spec.cls + spec.registers + 10, spec.hidden_dim)
     maps = encoder.encode(images(2, 2 * p, 5 * p), Want())
     assert list(maps.maps) == [spec.depth - 1]
     assert maps.map.shape == (2, spec.hidden_dim, 2, 5)

@@ -18,7 +18,7 @@ DINO = replace(
 )
 CLIP = replace(
     SPEC, name="clip:b32", family="clip", patch=32, hidden_dim=768, depth=12, text=True,
-    native_size=(224, 224), projected_dim=512,
+    native_size=(224, 224), projected_dim=512, final_norm=False,
 )  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def test_the_fingerprint_differs_where_bytes_would_and_nowhere_else(
     assert {name for name in before if before[name] != after[name]} == differs
 
 
-def test_only_clips_plain_map_is_not_final_normed() -> None:
+def test_the_norm_is_the_specs_and_every_projection_is_normed() -> None:
     plain = EncodeConfig(input="i", output="o", model="m")
     projected = EncodeConfig(input="i", output="o", model="m", feature="projected")
     assert norm_of(plain, CLIP) == "none"

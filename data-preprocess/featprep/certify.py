@@ -6,6 +6,7 @@ ToTensor and Normalize. Knows no file of results and prints nothing.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -143,8 +144,10 @@ def _transformers_positions(visual: Any, native: Tensor, case: Case) -> Tensor:
     return positions[0].detach()
 
 
-def dinov2_references(name: ModelName, cases: Sequence[Case]) -> Iterator[AnyArray]:
-    """transformers' own model, called directly: the last cells of last_hidden_state."""
+def hf_references(name: ModelName, cases: Sequence[Case]) -> Iterator[AnyArray]:
+    """transformers' own class that config.json names, whole: the last cells of what its vision
+    model returns. `projected`: its own norm and layer on every token; of CLIPs, CLS must be what
+    get_image_features returns."""
     import torch
     import transformers
 
@@ -152,12 +155,22 @@ def dinov2_references(name: ModelName, cases: Sequence[Case]) -> Iterator[AnyArr
     source = name.path or name.id
     with quiet_transformers():
         processor = library.AutoImageProcessor.from_pretrained(source)
-        model = library.AutoModel.from_pretrained(source, dtype=torch.float32).eval()
-    patch = model.config.patch_size
+        architecture = library.AutoConfig.from_pretrained(source).architectures[0]
+        model = getattr(library, architecture).from_pretrained(source, dtype=torch.float32).eval()
+    vision = getattr(model, "vision_model", None) or getattr(model, "vit", model)
+    is_flagged = "interpolate_pos_encoding" in inspect.signature(vision.forward).parameters
+    flags = {"interpolate_pos_encoding": True} if is_flagged else {}
+    patch = getattr(vision.config, "patch_size", 32)  # ConvNeXt's config has none
     for case in cases:
         pixels = _pixel_values(case.pixels, processor.image_mean, processor.image_std)
         with torch.inference_mode():
-            tokens = model(pixel_values=pixels).last_hidden_state
+            tokens = vision(pixel_values=pixels, **flags).last_hidden_state
+            if case.feature == "projected" and hasattr(model, "vision_proj"):
+                tokens = model.vision_proj(tokens)  # BlipForImageTextRetrieval
+            elif case.feature == "projected":
+                tokens = model.visual_projection(vision.post_layernorm(tokens))
+                image = model.get_image_features(pixels, **flags).pooler_output
+                torch.testing.assert_close(tokens[:, 0], image, rtol=1e-4, atol=1e-4)
         cells = (case.height // patch) * (case.width // patch)
         yield _as_map(tokens[:, tokens.shape[1] - cells :], case, patch)
 
@@ -178,5 +191,5 @@ def _as_map(cells: Tensor, case: Case, patch: int) -> AnyArray:
 
 REFERENCES: dict[str, Callable[[ModelName, Sequence[Case]], Iterator[AnyArray]]] = {
     "clip": clip_references,
-    "hf": dinov2_references,
+    "hf": hf_references,
 }

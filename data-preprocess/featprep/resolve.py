@@ -144,9 +144,8 @@ def fingerprint(
 
 
 def norm_of(config: EncodeConfig, spec: EncoderSpec) -> str:
-    """The norm of the map: DINOv2's last block and every projection are final-normed, CLIP's
-    not."""
-    return "none" if spec.family == "clip" and config.feature == "patch" else "final"
+    """The norm of the map: every projection is final-normed, the last block where its family is."""
+    return "final" if spec.final_norm or config.feature != "patch" else "none"
 
 
 def _plain(value: Any) -> Any:

@@ -21,16 +21,23 @@ ComputeDtype = Literal["float32", "bfloat16", "float16"]
 class ModelName:
     """FAMILY:ID, the ID in the family's own spelling; `path`: local weights given by the user.
 
-    `is_plain`: named without its family: --size is then 224, as the common scripts have it.
+    `is_plain`: named as an entry script names it: --size is then 224, as the common scripts have
+    it. `kinds`: the model types that the command takes, where only a config.json tells; empty: all.
     """
 
     family: str
     id: str
     path: str | None = None
     is_plain: bool = False
+    kinds: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.family}:{self.id}"
+
+    @property
+    def typed(self) -> str:
+        """As any command takes it."""
+        return f"{self}={self.path}" if self.path else str(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +71,9 @@ class EncoderSpec:
     projected_dim: int | None = None  # None: no projection of patches
     text: bool = False
     pooled: bool = False
+    cls: bool = True  # whether a CLS token, or a pooled vector in its place, precedes the cells
     registers: int = 0
+    final_norm: bool = True  # whether the last block's own map is after the model's last norm
     pos_embeds: tuple[str, ...] = ("transformers",)  # conventions --pos_embed may name
     fixed_size: bool = False
     meaningless: bool = False  # seeded random weights (tiny)

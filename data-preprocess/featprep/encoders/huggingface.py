@@ -1,6 +1,7 @@
-"""Vision models of transformers: one adapter for all of their model types.
+"""Vision models of transformers: one adapter for all of their model types (table: hf_config).
 
-Now DINOv2 with and without registers (table: hf_config). Knows no network; runs no remote code.
+Of a model of images and texts it loads the vision tower alone. Knows no network; runs no remote
+code.
 """
 
 from __future__ import annotations
@@ -9,20 +10,19 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from featprep.encoders import weights
+from featprep.encoders import hf_config, weights
 from featprep.encoders.base import EncoderSpec, Feature, LoadOptions, ModelName
-from featprep.encoders.hf_config import KNOWN, MODEL_TYPES, ModelType, read_config, read_spec
+from featprep.encoders.hf_config import MODEL_TYPES, ModelType, read_spec
+from featprep.encoders.hf_known import KNOWN
 from featprep.encoders.torch_encoder import TorchEncoder, check_feature, place
 from featprep.errors import WeightsError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
-_USED = ("embeddings.", "encoder.", "layernorm.")
-# The outputs do not depend on it: it stands for masked patches in pre-training.
-_UNUSED = "embeddings.mask_token"
 # What shapes the outputs beside the tensors.
 _ARCHITECTURE = (
     "model_type",
@@ -34,6 +34,7 @@ _ARCHITECTURE = (
     "qkv_bias",
     "use_swiglu_ffn",
     "num_register_tokens",
+    "rope_theta",
 )
 
 
@@ -56,27 +57,58 @@ def load(name: ModelName, options: LoadOptions) -> HuggingFaceEncoder:
         folder, origin = weights.hub_folder(name)
     spec = read_spec(name, folder)
     check_feature(spec, options.feature)
-    model = _load_model(name, folder)
+    config = hf_config.read_config(name, folder)
+    tensors, projection = _published_tensors(name, folder, config)
+    model = _build(name, folder, config, tensors)
+    linear = _project(name, folder, spec, projection) if spec.projected_dim else None
     settings = {key: getattr(model.config, key, None) for key in _ARCHITECTURE}
-    used = _published_tensors(name, folder, model.base_model_prefix)
-    digest = weights.digest(used, {**settings, "mean": spec.mean, "std": spec.std})
-    return HuggingFaceEncoder(spec, model, options, digest, origin)
+    statistics = {"mean": spec.mean, "std": spec.std}
+    digest = weights.digest({**tensors, **projection}, {**settings, **statistics})
+    kind = MODEL_TYPES[config["model_type"]]
+    return HuggingFaceEncoder(spec, kind, model, linear, options, digest, origin)
 
 
-def _load_model(name: ModelName, folder: Path) -> Any:
-    """transformers' model in float32, every tensor that counts from the checkpoint."""
-    if not weights.weight_files(folder):
+def _published_tensors(
+    name: ModelName, folder: Path, config: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(tensors of the tower, of its projection), named as in the files less the tower's own name:
+    transformers renames its own between releases."""
+    kind, wanted = MODEL_TYPES[config["model_type"]], hf_config.projection_of(config)
+    files = weights.weight_files(folder)
+    if not files:
         raise WeightsError(f"{name}: {folder} holds no weights; put model.safetensors there")
+    tower: dict[str, Tensor] = {}
+    projection: dict[str, Tensor] = {}
+    for file in files:
+        for key, item in weights.read_tensors(file, name).items():
+            plain = key.removeprefix(kind.root)
+            if plain.startswith(kind.used) and not plain.startswith(kind.unused):
+                tower[plain.replace(*kind.renamed) if kind.renamed else plain] = item
+            elif wanted and key.startswith(f"{wanted.tensor}."):
+                projection[key] = item
+    return tower, projection
+
+
+def _build(
+    name: ModelName, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> Any:
+    """transformers' model in float32, every tensor that counts from the checkpoint."""
     import torch
     import transformers
 
-    kind = MODEL_TYPES[read_config(name, folder)["model_type"]]
+    kind = MODEL_TYPES[config["model_type"]]
+    model_class = getattr(transformers, kind.class_name)
     try:
         with quiet_transformers():
-            model, report = getattr(transformers, kind.class_name).from_pretrained(
-                str(folder),
+            model, report = model_class.from_pretrained(
+                None,
+                config=model_class.config_class.from_dict(
+                    {**hf_config.tower_of(config), **kind.overrides}
+                ),
+                state_dict=dict(tensors),
                 dtype=torch.float32,
-                attn_implementation="sdpa",  # not config.json's: that can name code on the hub
+                # not config.json's: that can name code on the hub
+                attn_implementation="sdpa" if model_class._supports_sdpa else "eager",
                 local_files_only=True,
                 output_loading_info=True,
             )
@@ -84,20 +116,20 @@ def _load_model(name: ModelName, folder: Path) -> Any:
         raise WeightsError(
             f"{name}: transformers refuses {folder}: {weights.one_line(error)}; get a whole copy"
         ) from error
-    _check_whole(name, folder, report)
+    _check_whole(name, folder, report, kind)
     return model
 
 
-def _check_whole(name: ModelName, folder: Path, report: Mapping[str, Any]) -> None:
+def _check_whole(name: ModelName, folder: Path, report: Mapping[str, Any], kind: ModelType) -> None:
     """transformers draws lacking tensors at random, and passes over what its config leaves out."""
-    lacking = sorted(set(report["missing_keys"]) - {_UNUSED})
+    lacking = sorted(key for key in report["missing_keys"] if not key.startswith(kind.unused))
     if lacking:
         more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
         raise WeightsError(
             f"{name}: {folder} lacks {', '.join(lacking[:3])}{more}, on which the map depends; get "
             "a whole copy of the checkpoint"
         )
-    strange = sorted(key for key in report["unexpected_keys"] if key.startswith(_USED))
+    strange = sorted(report["unexpected_keys"])
     if strange:
         raise WeightsError(
             f"{name}: {folder} holds {strange[0]}, of which its {weights.CONFIG} says nothing; put "
@@ -105,33 +137,68 @@ def _check_whole(name: ModelName, folder: Path, report: Mapping[str, Any]) -> No
         )
 
 
-def _published_tensors(name: ModelName, folder: Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors used, named as in the files: transformers renames its own between releases."""
-    tensors: dict[str, Tensor] = {}
-    for file in weights.weight_files(folder):
-        for key, item in weights.read_tensors(file, name).items():
-            plain = key.removeprefix(f"{prefix}.")
-            if plain.startswith(_USED) and plain != _UNUSED:
-                tensors[plain] = item
-    return tensors
+def _project(
+    name: ModelName, folder: Path, spec: EncoderSpec, tensors: Mapping[str, Tensor]
+) -> nn.Module:
+    """The checkpoint's own linear layer from a cell to texts, in float32. Strict."""
+    import torch
+
+    parts = {key.rpartition(".")[2]: item.float() for key, item in tensors.items()}
+    with torch.device("meta"):
+        linear = torch.nn.Linear(spec.hidden_dim, spec.projected_dim or 0, bias="bias" in parts)
+    try:
+        linear.load_state_dict(parts, assign=True)
+    except RuntimeError as error:  # lacking, unexpected and misshapen tensors
+        raise WeightsError(
+            f"{name}: the projection in {folder} does not fit its {weights.CONFIG}: "
+            f"{weights.one_line(error)}; get a whole copy"
+        ) from error
+    return linear
 
 
 class HuggingFaceEncoder(TorchEncoder):
-    """`model` is transformers' own; the map is its last_hidden_state, after the final LayerNorm."""
+    """`model` is transformers' own; the map is its last_hidden_state, normed or not as it has it.
+
+    `projection`: of every cell, after the last norm, as the family does it to the CLS token.
+    """
 
     def __init__(
-        self, spec: EncoderSpec, model: Any, options: LoadOptions, digest: str, origin: str
+        self,
+        spec: EncoderSpec,
+        kind: ModelType,
+        model: Any,
+        projection: nn.Module | None,
+        options: LoadOptions,
+        digest: str,
+        origin: str,
     ) -> None:
-        conv = model.embeddings.patch_embeddings.projection
-        super().__init__(spec, conv, options, digest, origin)
+        super().__init__(spec, _patch_embedding(model), options, digest, origin)
         self.model: Any = place(model.to(self._compute), spec, options.device)
-        if options.pos_embed == "hub":
-            kind = MODEL_TYPES[model.config.model_type]
+        self.projection: Any = projection and place(
+            projection.to(self._compute), spec, options.device
+        )
+        self._flags = {"interpolate_pos_encoding": True} if kind.is_flagged else {}
+        if options.pos_embed == "hub" and kind.hub_offset is not None:
             use_hub_positions(model.embeddings, spec, kind)
 
     def _tokens(self, pixels: Tensor, feature: Feature) -> Tensor:
-        tokens: Tensor = self.model(pixel_values=pixels).last_hidden_state
+        tokens: Tensor = self.model(pixel_values=pixels, **self._flags).last_hidden_state
+        if feature == "projected":
+            normed = tokens if self.spec.final_norm else self.model.post_layernorm(tokens)
+            tokens = self.projection(normed)
         return tokens
+
+
+def _patch_embedding(model: nn.Module) -> Any:
+    """All strided convolutions as one: the only one of a ViT, or ConvNeXt's stem and downsampling.
+
+    None of them pads or overlaps, so their strides multiply.
+    """
+    from torch import nn
+
+    strides = [conv.stride for conv in model.modules() if isinstance(conv, nn.Conv2d)]
+    stride = tuple(math.prod(axis) for axis in zip(*strides, strict=True))
+    return SimpleNamespace(kernel_size=stride, stride=stride, padding=(0, 0))
 
 
 def use_hub_positions(embeddings: Any, spec: EncoderSpec, kind: ModelType) -> None:
@@ -151,7 +218,7 @@ def use_hub_positions(embeddings: Any, spec: EncoderSpec, kind: ModelType) -> No
             return positions
         side = math.isqrt(positions.shape[1] - 1)
         grid = [height // spec.patch, width // spec.patch]
-        factors = [(cells + kind.hub_offset) / side for cells in grid]
+        factors = [(cells + (kind.hub_offset or 0.0)) / side for cells in grid]
         resampled = interpolate(
             positions[:, 1:].mT.reshape(1, -1, side, side).float(),
             size=None if kind.hub_offset else grid,

@@ -10,12 +10,13 @@ import json
 import tempfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from featprep.encoders import hf_config, huggingface, openai_clip, weights
+from featprep.encoders import hf_known, hf_shapes, huggingface, openai_clip, weights
 from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName
+from featprep.encoders.hf_config import spec_of
 from featprep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,10 +27,9 @@ TINY = {
         openai_clip.make_spec("tiny", patch=14, width=64, depth=3, side=224, projected=32),
         meaningless=True,
     ),
-    "hf": replace(hf_config.dinov2_spec("tiny", width=64, depth=3), meaningless=True),
+    "hf": replace(spec_of("hf:tiny", *hf_known.dinov2(64, 3)), meaningless=True),
 }
 _TEXT_WIDTH, _CONTEXT, _VOCABULARY = 64, 77, 49408
-_HEAD_DIM = 64  # in OpenAI's CLIP and in DINOv2 alike
 
 
 def load_tiny(name: ModelName, options: LoadOptions) -> Encoder:
@@ -51,34 +51,69 @@ def write_tiny(family: str, folder: Path) -> Path:
 def write_random(name: str, folder: Path, layers: int | None = None) -> Path:
     """Write random weights of a known encoder, FAMILY:ID: all of its blocks, or the first few."""
     family, _, id = name.partition(":")
-    known = {"clip": openai_clip.KNOWN, "hf": hf_config.KNOWN}.get(family, {})
-    if id not in known:
+    if family == "hf" and id in hf_known.FILES:
+        config, processor = hf_known.FILES[id]
+        return write_folder((shorten(config, layers), processor), folder)
+    if family != "clip" or id not in openai_clip.KNOWN:
         raise UsageError(
             f"write_random {name}: allowed are the published names, such as clip:ViT-B/32"
         )
-    spec = known[id]
-    return write_checkpoint(replace(spec, depth=layers or spec.depth), folder, "giant" in id)
+    spec = openai_clip.KNOWN[id]
+    return write_checkpoint(replace(spec, depth=layers or spec.depth), folder)
 
 
-def write_checkpoint(spec: EncoderSpec, folder: Path, swiglu: bool = False) -> Path:
-    """Write random weights of the architecture that `spec` describes. Same bytes every time."""
+def shorten(config: dict[str, Any], layers: int | None) -> dict[str, Any]:
+    """config.json of a model with its first blocks alone; of a CNN, the first of each stage."""
+    if layers is None:
+        return config
+    if "vision_config" in config:
+        return {**config, "vision_config": shorten(config["vision_config"], layers)}
+    if "depths" in config:
+        return {**config, "depths": [min(depth, layers) for depth in config["depths"]]}
+    return {**config, "num_hidden_layers": layers}
+
+
+def write_checkpoint(spec: EncoderSpec, folder: Path) -> Path:
+    """Write random weights of the architecture that `spec` describes: clip's, or DINOv2's for hf.
+
+    Same bytes every time.
+    """
+    if spec.family == "hf":
+        files = hf_known.dinov2(
+            spec.hidden_dim,
+            spec.depth,
+            registers=spec.registers,
+            patch=spec.patch,
+            side=spec.native_size[0],
+        )
+        return write_folder(files, folder)
+    import torch
+
     folder.mkdir(parents=True, exist_ok=True)
-    if spec.family == "clip":
-        import torch
+    path = folder / f"{spec.name.partition(':')[2].replace('/', '-')}.pt"
+    drawn = _draw(_clip_shapes(spec))
+    # As OpenAI's: float16 holds every value, so that clip.load itself rounds nothing.
+    torch.save({key: item.half().float() for key, item in drawn.items()}, path)
+    return path
 
-        path = folder / f"{spec.name.partition(':')[2].replace('/', '-')}.pt"
-        drawn = _draw(_clip_shapes(spec))
-        # As OpenAI's: float16 holds every value, so that clip.load itself rounds nothing.
-        torch.save({key: item.half().float() for key, item in drawn.items()}, path)
-        return path
+
+def write_folder(files: hf_known.Files, folder: Path) -> Path:
+    """Write a transformers folder with random weights of what its config.json says.
+
+    A text tower is one narrow block, whatever the published one is.
+    """
     from safetensors.torch import save_file
 
-    for file, content in (
-        (weights.CONFIG, _dinov2_config(spec, swiglu)),
-        (weights.PROCESSOR, _dinov2_processor(spec)),
-    ):
-        (folder / file).write_text(json.dumps(content, indent=2) + "\n")
-    save_file(_draw(_dinov2_shapes(spec, swiglu)), folder / "model.safetensors", {"format": "pt"})
+    folder.mkdir(parents=True, exist_ok=True)
+    config, processor = files
+    if "vision_config" in config:
+        width = hf_shapes.TEXT_WIDTH
+        text = {"hidden_size": width, "intermediate_size": width, "num_hidden_layers": 1}
+        text |= {"num_attention_heads": 1, "vocab_size": hf_shapes.VOCABULARY}
+        config = {**config, "text_config": text}
+    for name, content in ((weights.CONFIG, config), (weights.PROCESSOR, processor)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    save_file(_draw(hf_shapes.shapes_of(config)), folder / "model.safetensors", {"format": "pt"})
     return folder
 
 
@@ -96,46 +131,13 @@ def _draw(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
         normal = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(
             shape, dtype=np.float32
         )
-        is_gain = name.endswith(("lambda1", "logit_scale")) or _is_norm_gain(name)
+        is_norm = name.endswith(".weight") and len(shape) == 1
+        is_gain = is_norm or name.endswith(("lambda1", "gamma", "logit_scale"))
         inputs = shape[0] if name.endswith("proj") else int(np.prod(shape[1:]))
         small = len(shape) < 2 or "token" in name or "embedding" in name.split(".")[-1]
         scale = 0.1 if is_gain or small else inputs**-0.5
         drawn[name] = torch.from_numpy(np.asarray(normal * np.float32(scale) + np.float32(is_gain)))
     return drawn
-
-
-def _is_norm_gain(name: str) -> bool:
-    module, _, kind = name.rpartition(".")
-    return kind == "weight" and ("norm" in module or ".ln_" in f".{module}")
-
-
-def _dinov2_shapes(spec: EncoderSpec, swiglu: bool) -> dict[str, tuple[int, ...]]:
-    """The tensors of facebook/dinov2-* as published, which every transformers reads and writes."""
-    width, patch = spec.hidden_dim, spec.patch
-    cells = (spec.native_size[0] // patch) ** 2
-    shapes: dict[str, tuple[int, ...]] = {
-        "embeddings.cls_token": (1, 1, width),
-        "embeddings.mask_token": (1, width),
-        "embeddings.position_embeddings": (1, cells + 1, width),
-        "embeddings.patch_embeddings.projection.weight": (width, 3, patch, patch),
-        "embeddings.patch_embeddings.projection.bias": (width,),
-        **_pair("layernorm", width),
-    }
-    if spec.registers:
-        shapes["embeddings.register_tokens"] = (1, spec.registers, width)
-    hidden = (int(width * 4 * 2 / 3) + 7) // 8 * 8
-    for block in (f"encoder.layer.{index}" for index in range(spec.depth)):
-        shapes |= _pair(f"{block}.norm1", width) | _pair(f"{block}.norm2", width)
-        for part in ("attention.query", "attention.key", "attention.value", "output.dense"):
-            shapes |= _pair(f"{block}.attention.{part}", width, width)
-        shapes |= {f"{block}.layer_scale{number}.lambda1": (width,) for number in (1, 2)}
-        if swiglu:
-            shapes |= _pair(f"{block}.mlp.weights_in", 2 * hidden, width)
-            shapes |= _pair(f"{block}.mlp.weights_out", width, hidden)
-        else:
-            shapes |= _pair(f"{block}.mlp.fc1", 4 * width, width)
-            shapes |= _pair(f"{block}.mlp.fc2", width, 4 * width)
-    return shapes
 
 
 def _clip_shapes(spec: EncoderSpec) -> dict[str, tuple[int, ...]]:
@@ -173,35 +175,3 @@ def _clip_blocks(tower: str, depth: int, width: int) -> dict[str, tuple[int, ...
 
 def _pair(module: str, outputs: int, *inputs: int) -> dict[str, tuple[int, ...]]:
     return {f"{module}.weight": (outputs, *inputs), f"{module}.bias": (outputs,)}
-
-
-def _dinov2_config(spec: EncoderSpec, swiglu: bool) -> dict[str, object]:
-    config: dict[str, object] = {
-        "architectures": ["Dinov2WithRegistersModel" if spec.registers else "Dinov2Model"],
-        "model_type": "dinov2_with_registers" if spec.registers else "dinov2",
-        "hidden_size": spec.hidden_dim,
-        "num_hidden_layers": spec.depth,
-        "num_attention_heads": spec.hidden_dim // _HEAD_DIM,
-        "image_size": spec.native_size[0],
-        "patch_size": spec.patch,
-        "mlp_ratio": 4,
-        "use_swiglu_ffn": swiglu,
-    }
-    return config | ({"num_register_tokens": spec.registers} if spec.registers else {})
-
-
-def _dinov2_processor(spec: EncoderSpec) -> dict[str, object]:
-    recipe = asdict(spec.recipe)
-    return {
-        "image_processor_type": "BitImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": recipe["resize"]},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": dict(zip(("height", "width"), recipe["crop"], strict=True)),
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(spec.mean),
-        "image_std": list(spec.std),
-    }

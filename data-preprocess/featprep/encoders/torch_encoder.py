@@ -38,7 +38,7 @@ class TorchEncoder(ABC):
         self.spec = spec
         self.digest = digest
         self.origin = origin
-        self.prefix = 1 + spec.registers
+        self.prefix = spec.cls + spec.registers
         self._conv: Any = conv
         self._options = options
         self._compute: torch.dtype = getattr(torch, options.compute)
