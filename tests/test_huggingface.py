@@ -536,6 +536,13 @@ def test_a_counter_of_positions_that_older_files_hold_is_passed_over(tmp_path: P
     assert load(folder).digest == before
 
 
+def test_the_digest_is_over_the_projection_too(tmp_path: Path) -> None:
+    folder = write_folder(SMALL["clip"], tmp_path)
+    before = load(folder).digest
+    change(folder, lambda tensors: tensors["visual_projection.weight"].mul_(2))
+    assert load(folder).digest != before
+
+
 def test_a_projection_that_lacks_or_does_not_fit_is_an_error(tmp_path: Path) -> None:
     folder = write_folder(SMALL["clip"], tmp_path)
     change_json(folder / "config.json", projection_dim=32)
