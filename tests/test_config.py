@@ -67,7 +67,7 @@ def write(tmp_path: Path):  # noqa: ANN201
         ("fp16", "OFF", False),
         ("fp16", True, True),
         ("batch_size", "auto", None),
-        ("batch_size", "16", 16),
+        ("batch_size", "1", 1),
         ("max_pixels", "200_000_000", 200_000_000),
         ("alpha_threshold", ".5", 0.5),
         ("alpha_threshold", "1e-3", 0.001),
@@ -106,6 +106,11 @@ def test_a_setting_is_read_from_text_and_from_plain_python_values(
             "limit",
             "-3",
             "--limit -3: allowed is a whole number from 1 up; for example --limit 100",
+        ),
+        (
+            "limit",
+            "auto",
+            "--limit auto: allowed is a whole number from 1 up; for example --limit 100",
         ),
         (
             "alpha_threshold",
@@ -172,7 +177,8 @@ def test_a_number_that_python_cannot_spell_is_refused() -> None:
 
 def test_what_was_asked_is_shown_on_one_line_of_bearable_length() -> None:
     assert shown("a\n  b") == "a b"
-    assert shown("x" * 100) == "x" * 79 + "…"
+    assert shown("x" * 80) == "x" * 80
+    assert shown("x" * 81) == "x" * 79 + "…"
     assert shown("") == "''"
 
 

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from featprep.errors import FeatprepError
+from featprep.naming import printable
 from featprep.settings import nearest
 
 # name → (module, what it does)
@@ -53,7 +54,7 @@ def _guarded(command: Callable[[], int]) -> int:
     try:
         return command()
     except FeatprepError as error:
-        print(f"featprep: {error}", file=sys.stderr)
+        print(f"featprep: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("featprep: interrupted", file=sys.stderr)

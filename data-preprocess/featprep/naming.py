@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import unicodedata
 
-import xxhash
-
 RESERVED = ".featprep"  # the ledger's folder, below the output
 
 
@@ -27,6 +25,8 @@ def fold(name: str) -> str:
 
 def shard_of(key: str, count: int) -> int:
     """0 … count−1, the same on every machine and in every order: xxh3-64 of the key's bytes."""
+    import xxhash  # here, so that refusals can be printed where nothing is installed
+
     return int(xxhash.xxh3_64_intdigest(os.fsencode(key)) % count)
 
 

@@ -113,20 +113,21 @@ class Recorder:
                 if state == "done" and not standing.has(ref.key + META):
                     yield ref
 
-    def write_meta(self, image: Prepared) -> None:
-        """Metadata for a map that stands, from its record and its source."""
+    def write_meta(self, image: Prepared) -> bool:
+        """Metadata for a map that stands, from its record and its source. Was it written?"""
         ref, line = image.ref, self.ledger.line(image.ref.key)
         if line is None or line["sha256"] != image.sha256:
             reason = "changed while the run went on; the next run encodes it again"
             self.fail(Failure(ref.key, ref.source, "read", reason))
-            return
+            return False
         meta = self._meta(image, line["shape"], line["dtype"], line["notes"])
         try:
             digests = self.store.write_meta(ref.key, meta)
         except ImageError as error:
             self.fail(Failure(ref.key, ref.source, error.stage, str(error)))
-            return
+            return False
         self.ledger.record([{**line, "files": {**line["files"], **digests}}])
+        return True
 
     def write(self, row: Row) -> None:
         image, feature, notes = row

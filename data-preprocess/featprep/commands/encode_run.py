@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
@@ -169,7 +170,13 @@ class EncodeRun:
 
     def go(self) -> int:
         config = self.config
-        options = LedgerOptions(config.shard, config.overwrite, config.moved, config.break_lock)
+        options = LedgerOptions(
+            config.shard,
+            config.overwrite,
+            config.moved,
+            config.break_lock,
+            taken=self.census.taken,
+        )
         ledger = Ledger(config.output, self._identity(), options, self._clear)
         done = 0 if config.overwrite else self.census.done
         progress = RunProgress(self.session, self.census.images, done)
@@ -214,12 +221,13 @@ class EncodeRun:
             return failed
         refs: Iterable[ImageRef] = recorder.without_meta(self.source.folders())
         for outcome in self.pool.map(refs, self.session.rules, 4 * self.pool.workers):
+            is_written = False
             if isinstance(outcome, Prepared):
-                recorder.write_meta(outcome)
-                written += 1
+                is_written = recorder.write_meta(outcome)
             else:
                 recorder.fail(outcome)
-                failed += 1
+            written += is_written
+            failed += not is_written
             if self.stop.is_set():
                 break
         if written:
@@ -240,7 +248,8 @@ class EncodeRun:
         say("remove", f"{count:,} results of other settings in {printable(self.config.output)}")
         for key in keys:
             self.store.remove(key)
-        for entries in self.source.folders():
+        everything = dataclasses.replace(self.config, shard=None, limit=None)
+        for entries in open_source(everything, self.store).folders():
             for entry in entries:
                 self.store.remove(entry.key)
 
