@@ -97,7 +97,7 @@ def _geometry(config: EncodeConfig, spec: EncoderSpec, grid: Grid, is_plain: boo
 
 def _size(config: EncodeConfig, spec: EncoderSpec, is_plain: bool) -> tuple[int, int]:
     asked = config.size
-    if asked is None and is_plain and spec.family != "clip":  # CLIP's names say their size
+    if asked is None and is_plain and spec.family not in ("clip", "openclip"):  # names say it
         return PLAIN_SIZE, PLAIN_SIZE
     if asked is None or isinstance(asked, str):
         return spec.native_size
@@ -144,8 +144,8 @@ def fingerprint(
 
 
 def norm_of(config: EncodeConfig, spec: EncoderSpec) -> str:
-    """The norm of the map: DINOv2's last block and every projection are final-normed, CLIP's not."""
-    return "none" if spec.family == "clip" and config.feature == "patch" else "final"
+    """The norm of the map: every projection is final-normed, a plain map as its spec says."""
+    return spec.norm if config.feature == "patch" else "final"
 
 
 def _plain(value: Any) -> Any:

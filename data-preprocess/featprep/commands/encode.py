@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from featprep.commands.flags import encode_parser, read_config
 
-# entry script → (family of the catalogue, default model)
-SCRIPTS = {"clip": ("clip", "ViT-L/14"), "dino": ("hf", "facebook/dinov2-large")}
+# entry script → (families of the catalogue, its own first; default model)
+SCRIPTS = {"clip": ("clip,openclip", "ViT-L/14"), "dino": ("hf", "facebook/dinov2-large")}
 DESCRIPTION = """Encode images into dense feature maps of a frozen vision encoder.
 
   {prog} --input photos --output features{model}

@@ -12,6 +12,7 @@ from featprep.errors import UsageError
 from featprep.records import FeatureMaps, UInt8
 
 Feature = Literal["patch", "projected"]
+Norm = Literal["none", "final"]
 PosEmbed = Literal["transformers", "hub"]
 StorageDtype = Literal["float32", "float16"]
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
@@ -67,6 +68,7 @@ class EncoderSpec:
     registers: int = 0
     pos_embeds: tuple[str, ...] = ("transformers",)  # conventions --pos_embed may name
     fixed_size: bool = False
+    norm: Norm = "final"  # of the default map: after the final norm, or before it
     meaningless: bool = False  # seeded random weights (tiny)
 
 
@@ -88,6 +90,7 @@ class LoadOptions:
     pos_embed: PosEmbed = "transformers"
     trust_weights: bool = False
     feature: Feature = "patch"
+    quick_gelu: bool | None = None  # None: as the checkpoint's tag says
 
 
 class Encoder(Protocol):

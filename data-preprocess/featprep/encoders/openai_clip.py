@@ -47,6 +47,7 @@ def make_spec(
         mean=MEAN,
         std=STD,
         projected_dim=projected,
+        norm="none",
     )
 
 
