@@ -220,6 +220,11 @@ class OpenClipEncoder(TorchEncoder):
     def _cells(self, height: int, width: int) -> tuple[int, int]:
         if min(height, width) < self.spec.patch:
             return 0, 0
+        if self.spec.fixed_size and (height, width) != self.spec.native_size:
+            own = ",".join(str(side) for side in self.spec.native_size)
+            raise UsageError(
+                f"--size {height},{width}: {self.spec.name} takes {own} only; drop --size"
+            )
         return self.tower.cells(height, width)
 
     def _tokens(self, pixels: Tensor, feature: Feature) -> Tensor:

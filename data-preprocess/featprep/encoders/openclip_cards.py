@@ -5,7 +5,6 @@ weights and no network.
 """
 
 from __future__ import annotations
-
 import __future__
 
 import ast
@@ -193,7 +192,7 @@ def card_of(name: ModelName, folder: Path | None = None) -> Card:
 
 
 def _agreed(arch: str) -> dict[str, Any]:
-    """Preprocessing of a checkpoint without a tag: what all tags of ARCH share, else the default."""
+    """Preprocessing of a checkpoint without a tag: what all tags of ARCH share, or the default."""
     rows = list(tags().get(arch, {}).values())
     return {
         key: rows[0][key] if rows and all(row[key] == rows[0][key] for row in rows) else default
@@ -216,7 +215,7 @@ def _folder_card(name: ModelName, folder: Path) -> Card:
 
 
 def shape_of(card: Card) -> Shape | None:
-    """The tower's shape without building it; None for a trunk of timm's that is not in the table."""
+    """The tower's shape without building it; None for a trunk of timm's not in the table."""
     side = int(card.vision["image_size"])
     if card.is_resnet:
         return Shape(32, card.vision["width"] * 32, 4, side)
@@ -232,7 +231,9 @@ def shape_of(card: Card) -> Shape | None:
     return Shape(int(patch[1]) if patch else stride, width, depth, int(own[1]) if own else side)
 
 
-def make_spec(name: ModelName, card: Card, shape: Shape, *, fixed_size: bool = False) -> EncoderSpec:
+def make_spec(
+    name: ModelName, card: Card, shape: Shape, *, fixed_size: bool = False
+) -> EncoderSpec:
     said, size = card.preprocess, (shape.side, shape.side)
     if said["resize_mode"] not in ("shortest", "squash") or said["interpolation"] not in (
         "bicubic",
@@ -258,7 +259,7 @@ def make_spec(name: ModelName, card: Card, shape: Shape, *, fixed_size: bool = F
         ),
         mean=(red, green, blue),
         std=(red_std, green_std, blue_std),
-        projected_dim=int(card.config["embed_dim"]) if card.projects else None,
+        projected_dim=int(card.config["embed_dim"]) if card.projects and not fixed_size else None,
         pos_embeds=("transformers", "hub"),
         fixed_size=fixed_size,
         norm="final" if card.vision.get("timm_pool") == "map" else "none",
@@ -266,7 +267,7 @@ def make_spec(name: ModelName, card: Card, shape: Shape, *, fixed_size: bool = F
 
 
 class _Known(Mapping[str, EncoderSpec | None]):
-    """ARCH/TAG → spec, read when first asked for: commands that name no such encoder read nothing."""
+    """ARCH/TAG → spec, read when first asked for."""
 
     def __getitem__(self, id: str) -> EncoderSpec | None:
         if id not in self._ids():
@@ -286,7 +287,9 @@ class _Known(Mapping[str, EncoderSpec | None]):
     @functools.cache
     def _ids() -> dict[str, None]:
         named = architectures()
-        return {f"{arch}/{tag}": None for arch, row in tags().items() if arch in named for tag in row}
+        return {
+            f"{arch}/{tag}": None for arch, row in tags().items() if arch in named for tag in row
+        }
 
 
 KNOWN: Mapping[str, EncoderSpec | None] = _Known()

@@ -35,7 +35,7 @@ class Tower(ABC):
 
     @abstractmethod
     def project(self, tokens: Tensor) -> Tensor:
-        """Pass each cell through the head as if it were the pooled one: (B, N, C) → (B, N, D)."""
+        """Each cell through the head as if it were the pooled one: (B, N, C) → (B, N, D)."""
 
     def tokens(self, pixels: Tensor, norm: bool) -> Tensor:
         """Normalised pixels → the cells of the last block (B, N, C), after the final norm or not."""
@@ -129,7 +129,7 @@ class TimmViT(PositionedTower):
         self.visual.set_input_size((height, width))
 
     def project(self, tokens: Tensor) -> Tensor:
-        return _through_head(self.visual, tokens.flatten(0, 1).unsqueeze(1), len(tokens))
+        return _token_head(self.visual, tokens)
 
 
 class UnpositionedViT(Tower):
@@ -144,7 +144,7 @@ class UnpositionedViT(Tower):
         return super().tokens(pixels, norm)
 
     def project(self, tokens: Tensor) -> Tensor:
-        return _through_head(self.visual, tokens.flatten(0, 1).unsqueeze(1), len(tokens))
+        return _token_head(self.visual, tokens)
 
 
 class ConvTower(Tower):
@@ -182,7 +182,7 @@ class OwnResNet(ConvTower):
 
 
 class FixedTower(Tower):
-    """Swin and other trunks whose windows or biases are made for one size."""
+    """Swin and other trunks whose windows or biases are made for one size; never projected."""
 
     fixed_size = True
 
@@ -193,7 +193,7 @@ class FixedTower(Tower):
         return _last_stage(self.visual, pixels, self.shape.depth).flatten(2).mT
 
     def project(self, tokens: Tensor) -> Tensor:
-        return _through_head(self.visual, tokens.flatten(0, 1)[..., None, None], len(tokens))
+        raise NotImplementedError("its spec has no projection")
 
 
 def module_shape(visual: Any) -> Shape:
@@ -221,9 +221,10 @@ def make_tower(visual: Any, blank: Any, convention: PosEmbed) -> Tower:
         if hasattr(visual, "attnpool"):
             return OwnResNet(visual, blank, shape)
         return OwnViT(visual, shape, convention)
-    if not hasattr(trunk, "set_input_size"):
+    kind = type(trunk).__name__
+    if kind in ("ConvNeXt", "FastVit", "ResNet"):
         return ConvTower(visual, blank, shape)
-    if type(trunk).__name__ not in ("VisionTransformer", "Eva"):
+    if kind not in ("VisionTransformer", "Eva"):
         return FixedTower(visual, shape)
     if trunk.pos_embed is None:
         return UnpositionedViT(visual, shape)
@@ -238,10 +239,16 @@ def _last_stage(visual: Any, pixels: Tensor, depth: int) -> Tensor:
     return stages
 
 
+def _token_head(visual: Any, tokens: Tensor) -> Tensor:
+    # Heads pool the first token, or the mean of those after the prefix: here both are the cell.
+    rows = tokens.flatten(0, 1).unsqueeze(1).expand(-1, 1 + visual.trunk.num_prefix_tokens, -1)
+    return _through_head(visual, rows, len(tokens))
+
+
 def _through_head(visual: Any, cells: Tensor, batch: int) -> Tensor:
     """Each cell as the one cell of an image of its own → (B, N, D)."""
     projected: Tensor = visual.head(visual.trunk.forward_head(cells))
-    return projected.unflatten(0, (batch, -1))  # type: ignore[no-untyped-call]
+    return projected.reshape(batch, -1, projected.shape[-1])
 
 
 def resample(
@@ -262,5 +269,5 @@ def resample(
     resampled = interpolate(
         square, size=grid, mode="bicubic", align_corners=False, antialias=antialias
     )
-    rows = resampled.flatten(2).mT.to(positions.dtype).reshape(*cells.shape[:-2], -1, cells.shape[-1])
-    return torch.cat((kept, rows), dim=-2)
+    rows = resampled.flatten(2).mT.to(positions.dtype)
+    return torch.cat((kept, rows.reshape(*cells.shape[:-2], -1, cells.shape[-1])), dim=-2)

@@ -111,7 +111,9 @@ def read_tensors(
             f"torch.save(model.state_dict(), FILE), or safetensors ({one_line(error, 120)})"
         ) from error
     if isinstance(loaded, Mapping):
-        loaded = next((loaded[key] for key in inside if isinstance(loaded.get(key), Mapping)), loaded)
+        loaded = next(
+            (loaded[key] for key in inside if isinstance(loaded.get(key), Mapping)), loaded
+        )
     return _plain(loaded, path, name)
 
 
