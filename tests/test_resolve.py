@@ -18,7 +18,7 @@ DINO = replace(
 )
 CLIP = replace(
     SPEC, name="clip:b32", family="clip", patch=32, hidden_dim=768, depth=12, text=True,
-    native_size=(224, 224), projected_dim=512,
+    native_size=(224, 224), projected_dim=512, norm="none",
 )  # fmt: skip
 
 

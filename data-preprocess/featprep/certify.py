@@ -197,8 +197,19 @@ def _open_clip_model(name: ModelName) -> Any:
     if name.path and Path(name.path).is_dir():
         model = library.create_model(f"local-dir:{name.path}")
     else:
-        quick = library.pretrained.get_pretrained_cfg(arch, tag).get("quick_gelu", False)
-        model = library.create_model(arch, pretrained=name.path or tag, force_quick_gelu=quick)
+        said = library.get_pretrained_cfg(arch, tag)
+        quick = said.get("quick_gelu", False)
+        model = library.create_model(
+            arch,
+            pretrained=None if name.path else tag,
+            force_quick_gelu=quick,
+            force_preprocess_cfg=said,
+            pretrained_text=False,
+        )
+        if name.path:
+            state = library.factory.load_state_dict(name.path)
+            own = {key[7:]: item for key, item in state.items() if key.startswith("visual.")}
+            model.visual.load_state_dict(own)
     if hasattr(model.visual, "attnpool"):  # made for one size: kept aside, for what is projected
         model.visual.pool, model.visual.attnpool = model.visual.attnpool, nn.Identity()
     return model.eval()
@@ -248,10 +259,9 @@ def _open_clip_head(visual: Any, tokens: Tensor, image: Tensor) -> Tensor:
         value, out = visual.pool.v_proj, visual.pool.c_proj
         return linear(linear(tokens, value.weight, value.bias), out.weight, out.bias)
     trunk = getattr(visual, "trunk", None)
-    if trunk is None:
-        averages = visual.pool_type == "avg"
-    else:
-        averages = getattr(trunk, "global_pool", "avg") in ("avg", None)
+    averages = (
+        getattr(trunk, "global_pool", None) != "token" if trunk else visual.pool_type == "avg"
+    )
 
     def head(rows: Tensor) -> Any:
         if trunk is None:
@@ -262,18 +272,11 @@ def _open_clip_head(visual: Any, tokens: Tensor, image: Tensor) -> Tensor:
         shape = rows.shape[-1:]
         return visual.head(torch.layer_norm(rows, shape, norm.weight, norm.bias, norm.eps))
 
-    cells = tokens[:, _prefix(visual) :]
-    pooled = cells.mean(1) if averages else tokens[:, 0]
+    prefix = 1 if trunk is None else getattr(trunk, "num_prefix_tokens", 0)
+    pooled = tokens[:, prefix:].mean(1) if averages else tokens[:, 0]
     torch.testing.assert_close(head(pooled), image, rtol=1e-4, atol=1e-4)
     projected: Tensor = head(tokens)
     return projected
-
-
-def _prefix(visual: Any) -> int:
-    """Tokens before the cells."""
-    if hasattr(visual, "trunk"):
-        return int(getattr(visual.trunk, "num_prefix_tokens", 0))
-    return 1
 
 
 def _pixel_values(pixels: UInt8, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -68,7 +68,7 @@ def list_encoders() -> list[str]:
 
 
 def resolve(value: str, family: str) -> ModelName:
-    """What `--model VALUE` names in a command of one family, of A,B, or of `any`. Raises UsageError.
+    """What `--model VALUE` names in a command of a family, of A,B or of `any`. Raises UsageError.
 
     FAMILY:ID, FAMILY:ID=PATH, a known name, an alias, or, in a command of one family, a path.
     """

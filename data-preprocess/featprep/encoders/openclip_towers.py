@@ -38,7 +38,7 @@ class Tower(ABC):
         """Each cell through the head as if it were the pooled one: (B, N, C) → (B, N, D)."""
 
     def tokens(self, pixels: Tensor, norm: bool) -> Tensor:
-        """Normalised pixels → the cells of the last block (B, N, C), after the final norm or not."""
+        """Normalised pixels → cells of the last block (B, N, C), after the final norm or not."""
         out = self.visual.forward_intermediates(
             pixels,
             indices=[self.shape.depth - 1],
