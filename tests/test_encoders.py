@@ -191,7 +191,8 @@ def test_a_name_with_its_family_a_path_and_a_bare_name_are_told_apart(tmp_path: 
             "vit-b/32",
             "any",
             f"--model vit-b/32: no such encoder; allowed is FAMILY:NAME or FAMILY:NAME=PATH with "
-            f"clip: {CLIP_NAMES}; hf: {DINO_NAMES}; openclip: {OPEN_CLIP_NAMES}. Did you mean clip:ViT-B/32?",
+            f"clip: {CLIP_NAMES}; hf: {DINO_NAMES}; openclip: {OPEN_CLIP_NAMES}. Did you mean "
+            "clip:ViT-B/32?",
         ),
         (
             "clip:x=/nowhere/at/all",
