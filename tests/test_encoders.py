@@ -195,8 +195,8 @@ def test_a_name_with_its_family_a_path_and_a_bare_name_are_told_apart(tmp_path: 
         (
             "RN50",
             "clip",
-            f"--model RN50: no such encoder; allowed is {CLIP_NAMES}, or clip:NAME=PATH, "
-            "PATH a .pt file.",
+            f"--model RN50: no such encoder; allowed is {CLIP_ALLOWED}; {OPEN_CLIP_ALLOWED}. "
+            "Did you mean RN50/cc12m?",
         ),
         (
             "clip:vit-l14",

@@ -177,8 +177,9 @@ def test_the_clip_command_takes_both_families_and_its_own_first() -> None:
     [
         (
             "openclip:ViT-H-14/laion2b",
-            f"--model openclip:ViT-H-14/laion2b: no such encoder; allowed is {len(KNOWN)} names "
-            "(featprep models openclip: lists them), tiny, openclip:hf-hub:ORG/NAME of the hub, or "
+            f"--model openclip:ViT-H-14/laion2b: no such encoder; allowed is "
+            f"{', '.join(list(KNOWN)[:8])} … tiny (all {len(KNOWN) + 1}: featprep models "
+            "openclip:), openclip:hf-hub:ORG/NAME of the hub, or "
             "openclip:NAME=PATH, PATH a checkpoint, or a folder with open_clip_config.json; NAME "
             "is ARCH/TAG or ARCH. Did you mean ViT-H-14/dfn5b?",
         ),
