@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from featprep import encoders
 from featprep.config import EncodeConfig
 from featprep.devices import Precision
+from featprep.encoders import tiny
 from featprep.encoders.base import EncoderSpec, ModelName, Recipe, Want
 from featprep.errors import OutOfMemoryError
 from featprep.records import AnyArray, FeatureMaps, UInt8
@@ -62,6 +64,13 @@ class FakeEncoder:
             raise OutOfMemoryError(f"no room for a batch of {len(pixels)}")
         with np.errstate(over="ignore"):
             return FeatureMaps({0: (mean_colours(pixels) * self.scale).astype(want.dtype)})
+
+
+def describe(name: ModelName) -> EncoderSpec | None:
+    """What `encoders.describe` says, where clip:tiny stands for the fake."""
+    if (name.family, name.id) == ("clip", "tiny"):
+        return SPEC
+    return encoders.FAMILIES[name.family].describe(name) if name.id != "tiny" else tiny.TINY["hf"]
 
 
 def fake_session(encoder: FakeEncoder, exact: FakeEncoder | None = None) -> Callable[..., Session]:

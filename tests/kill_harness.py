@@ -24,7 +24,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT), str(ROOT.parent / "data-preprocess")]
 
-from fakes import FakeEncoder, fake_session  # noqa: E402
+from fakes import FakeEncoder, describe, fake_session  # noqa: E402
 from featprep.cli import _guarded  # noqa: E402
 from featprep.commands import encode as command  # noqa: E402
 from featprep.commands import encode_run  # noqa: E402
@@ -43,6 +43,7 @@ def make_images(folder: Path) -> None:
 
 def encode(source: Path, output: Path, flags: list[str]) -> int:
     encode_run.open_session = fake_session(FakeEncoder())
+    encode_run.encoders.describe = describe
     encode_run.DecodePool = InlinePool  # type: ignore[misc,assignment]
     words = ["--input", str(source), "--output", str(output), "--model", "clip:tiny", *flags]
     words += ["--size", "32", "--batch_size", "2", "--quiet"]

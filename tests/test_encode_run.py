@@ -6,15 +6,16 @@ import errno
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import FakeEncoder, fake_session, mean_colours
+from fakes import FakeEncoder, describe, fake_session, mean_colours
 from featprep.commands import encode, encode_run
 from featprep.decoding import prepare
+from featprep.session import Session
 from PIL import Image
 
 
@@ -41,6 +42,7 @@ class Bench:
     capsys: pytest.CaptureFixture[str]
     encoder: FakeEncoder = field(default_factory=FakeEncoder)
     said: str = ""
+    opener: Callable[..., Session] | None = None
 
     @property
     def input(self) -> Path:
@@ -62,7 +64,9 @@ class Bench:
         return path
 
     def run(self, *flags: str, exact: FakeEncoder | None = None) -> int:
-        self.monkeypatch.setattr(encode_run, "open_session", fake_session(self.encoder, exact))
+        opener = self.opener or fake_session(self.encoder, exact)
+        self.monkeypatch.setattr(encode_run, "open_session", opener)
+        self.monkeypatch.setattr(encode_run.encoders, "describe", describe)
         self.monkeypatch.setattr(encode_run, "DecodePool", InlinePool)
         words = ["--input", str(self.input), "--output", str(self.output), "--model", "clip:tiny"]
         from featprep.cli import _guarded
@@ -175,8 +179,8 @@ def test_another_setting_in_the_same_folder_is_refused_and_touches_nothing(bench
     assert bench.said == (
         f"{bench.said.partition('featprep: ')[0]}"
         f"featprep: {bench.output} holds features of other settings: size [32, 32] there, "
-        "[64, 64] asked; grid [4, 4] there, [8, 8] asked; background [0, 0, 0] there, "
-        "[255, 255, 255] asked. Nothing was touched: use another --output, or --overwrite to "
+        "[64, 64] asked; background [0, 0, 0] there, [255, 255, 255] asked. "
+        "Nothing was touched: use another --output, or --overwrite to "
         "replace them\n"
     )
     assert bench.tree() == before
@@ -444,7 +448,7 @@ def test_collisions_are_refused_before_any_work(bench: Bench) -> None:
     assert bench.run("--size", "32") == 2
     assert bench.said == (
         "featprep: 2 pairs of inputs would write the same file: b.png and b_mask.png → b_mask.npy; "
-        "a/x.jpg and a/x.png → a/x_mask.npy. Nothing was done: use --names full "
+        "a/x.jpg and a/x.png → a/x.npy. Nothing was done: use --names full "
         "(a/b.png → a/b.png.npy)\n"
     )
     assert not bench.output.exists()
@@ -490,3 +494,57 @@ def test_auto_batch_size_is_resolved_once_for_an_output(bench: Bench) -> None:
     bench.encoder.calls.clear()
     bench.run("--size", "32")
     assert bench.encoder.calls == [(3, 3, 32, 32)]
+
+
+def test_plan_refuses_what_the_run_would_refuse_and_counts_changed_images(bench: Bench) -> None:
+    path = bench.image("a.png")
+    bench.image("b.png")
+    words = ["--model", "hf:tiny", "--size", "224"]
+    fingerprint = {"encoder": "hf:other"}
+    folder = bench.output / ".featprep"
+    folder.mkdir(parents=True)
+    run = {"fingerprint": fingerprint, "input": str(bench.input), "about": {}}
+    (folder / "run.json").write_text(json.dumps(run))
+    assert bench.run("--plan", *words) == 2
+    assert "encoder hf:other there, hf:tiny asked" in bench.said
+    (folder / "run.json").unlink()
+    found = path.stat()
+    line = {"key": "a", "source": "a.png", "size": found.st_size, "mtime_ns": found.st_mtime_ns}
+    (folder / "results-all.jsonl").write_text(json.dumps(line) + "\n")
+    (bench.output / "a.npy").write_bytes(b"")
+    assert bench.run("--plan", *words) == 0
+    assert bench.said.splitlines()[1] == "there       1 results; 1 missing"
+    os.utime(path, ns=(1, 1))
+    assert bench.run("--plan", *words) == 0
+    assert bench.said.splitlines()[1:3] == [
+        "there       1 results, 1 of images that changed since; 1 missing",
+        "to write    132 kB: 2 × (64,16,16) float32, 66.0 kB each",
+    ]
+
+
+def test_another_setting_is_refused_before_the_weights_load(bench: Bench) -> None:
+    bench.image("a.png")
+    bench.run("--size", "32")
+
+    def never(*_: object, **__: object) -> Session:
+        raise AssertionError("the weights were loaded")
+
+    bench.opener = never
+    assert bench.run("--size", "64") == 2
+    assert "size [32, 32] there, [64, 64] asked" in bench.said
+
+
+def test_keep_notes_that_max_tokens_made_an_image_smaller(bench: Bench) -> None:
+    bench.image("a.png", size=(80, 40))
+    assert bench.run("--resize", "keep", "--max_tokens", "8", "--batch_size", "1") == 0
+    (line,) = bench.lines("results-all.jsonl")
+    assert line["shape"] == [3, 2, 4]
+    assert line["notes"] == ["made smaller, to 32×16, by --max_tokens 8"]
+
+
+def test_metadata_written_later_is_counted(bench: Bench) -> None:
+    bench.image("a.png")
+    bench.run("--size", "32")
+    assert bench.run("--size", "32", "--save_meta") == 0
+    assert "metadata 1 files written for results that stood without" in bench.said
+    assert (bench.output / "a.json").exists()

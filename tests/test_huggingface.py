@@ -536,6 +536,25 @@ def test_a_counter_of_positions_that_older_files_hold_is_passed_over(tmp_path: P
     assert load(folder).digest == before
 
 
+def test_the_names_that_transformers_5_gives_altclips_blocks_are_read_too(tmp_path: Path) -> None:
+    folder = write_folder(SMALL["altclip"], tmp_path)
+    before = load(folder).digest
+
+    def rename(tensors: dict[str, torch.Tensor]) -> None:
+        for key in [key for key in tensors if ".layers." in key]:
+            tensors[key.replace(".layers.", ".layer.")] = tensors.pop(key)
+
+    change(folder, rename)
+    assert load(folder).digest == before
+
+
+def test_the_digest_is_over_the_projection_too(tmp_path: Path) -> None:
+    folder = write_folder(SMALL["clip"], tmp_path)
+    before = load(folder).digest
+    change(folder, lambda tensors: tensors["visual_projection.weight"].mul_(2))
+    assert load(folder).digest != before
+
+
 def test_a_projection_that_lacks_or_does_not_fit_is_an_error(tmp_path: Path) -> None:
     folder = write_folder(SMALL["clip"], tmp_path)
     change_json(folder / "config.json", projection_dim=32)

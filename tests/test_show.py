@@ -78,6 +78,20 @@ def test_the_command_draws_a_result_and_refuses_an_unknown_key(
         f"featprep: {output}: no result of key 'cap'. Did you mean cat? `ls {output}` shows what "
         "is there\n"
     )
+    (output / "cat.npy").write_bytes(b"cut short")
+    assert main(["show", str(output), "cat", "--out", str(tmp_path / "q.png")]) == 2
+    assert capsys.readouterr().err == (
+        f"featprep: {output}: the result of cat is damaged: remove cat.npy there, and the command "
+        "that made it makes it again\n"
+    )
+    assert main(["show", str(output), "cat", "--out", str(tmp_path / "no" / "q.png")]) == 2
+    assert capsys.readouterr().err == (
+        f"featprep: --out {tmp_path}/no/q.png: no folder {tmp_path}/no; make it first\n"
+    )
+    assert main(["show", str(output), "cat", "--out", "cat.jpg"]) == 2
+    assert capsys.readouterr().err == (
+        "featprep: --out cat.jpg: the picture is a PNG; name it cat.jpg.png\n"
+    )
     assert main(["show", str(source), "cat"]) == 2
     assert capsys.readouterr().err == (
         f"featprep: {source}: no featprep run here (no .featprep/run.json in it)\n"

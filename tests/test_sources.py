@@ -114,7 +114,7 @@ def test_suffixes_count_in_any_case_and_a_folder_may_be_called_like_an_image(
 ) -> None:
     make(tmp_path, "a.PNG", "b.JpEg", "c.png/d.gif", "e.png.txt", "f.", "g")
     assert keys(tmp_path) == ["a", "b", "c.png/d"]
-    assert census(tmp_path).ignored == {".txt": 1, ".": 1, "(none)": 1}
+    assert census(tmp_path).ignored == {".txt": 1, ".": 1, "without suffix": 1}
 
 
 def test_dot_names_and_the_folders_of_macos_and_synology_are_passed_over(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_other_files_are_counted_by_suffix_and_results_are_not(tmp_path: Path) -
     make(tmp_path, "a.png", "a.npy", "a_mask.npy", "a.json", "a_vec.npz", "b.jp2", "c/d.JP2")
     make(tmp_path, "e.tar.gz", "README")
     found = census(tmp_path)
-    assert found.ignored == {".jp2": 2, ".gz": 1, "(none)": 1}
+    assert found.ignored == {".jp2": 2, ".gz": 1, "without suffix": 1}
     assert found.images == found.total == 1
 
 
@@ -151,7 +151,7 @@ def test_the_mask_folder_inside_the_input_is_no_source_of_images(tmp_path: Path)
 def test_an_input_without_images_is_refused_with_the_suffixes_seen(tmp_path: Path) -> None:
     make(tmp_path, "a.tga", "b.TGA", "c", "sub/d.\x1b", "e.npy")
     assert refusal(tmp_path) == (
-        f"--input {tmp_path}: no image in it (seen: 2 .tga, 1 (none), 1 .\\x1b); read are "
+        f"--input {tmp_path}: no image in it (seen: 2 .tga, 1 without suffix, 1 .\\x1b); read are "
         ".gif .jpeg .jpg .png"
     )
 
@@ -252,7 +252,7 @@ def test_a_link_that_leads_nowhere_or_in_a_circle_is_a_failure_if_named_like_an_
         ("broken", "broken.png", "read", "link that leads nowhere"),
         ("circle", "circle.png", "read", "link that leads nowhere"),
     ]
-    assert census(tmp_path).ignored == {"(none)": 1}
+    assert census(tmp_path).ignored == {"without suffix": 1}
 
 
 def test_what_is_no_regular_file_is_a_failure_and_never_opened(tmp_path: Path) -> None:
@@ -314,8 +314,8 @@ def test_a_folder_without_read_permission_is_a_failure(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["b.png", "b.jpg"], "b.jpg and b.png → b_mask.npy"),
-        (["s/b.png", "s/b.PNG"], "s/b.PNG and s/b.png → s/b_mask.npy"),
+        (["b.png", "b.jpg"], "b.jpg and b.png → b.npy"),
+        (["s/b.png", "s/b.PNG"], "s/b.PNG and s/b.png → s/b.npy"),
         (["b.png", "b_mask.png"], "b.png and b_mask.png → b_mask.npy"),
         (["b.png", "b.npy/x.png"], "b.npy/ and b.png → b.npy"),
         (["b.png", "b_mask.npy/x.png"], "b_mask.npy/ and b.png → b_mask.npy"),
@@ -364,7 +364,7 @@ def test_names_that_differ_in_case_collide_where_the_file_system_folds_it(tmp_pa
     assert len(keys(tmp_path)) == 6
     assert collision(tmp_path, FOLDS) == (
         "3 pairs of inputs would write the same file: Sub/ and sub/ → sub; A.png and a.png → "
-        "a_mask.npy; SS.png and ß.png → ß_mask.npy. Nothing was done: use --names full (a/b.png → "
+        "a.npy; SS.png and ß.png → ß.npy. Nothing was done: use --names full (a/b.png → "
         "a/b.png.npy)"
     )
     assert "SS.png and ß.png" in collision(tmp_path, replace(FOLDS, names="full"))
@@ -398,7 +398,7 @@ def test_collisions_are_told_in_every_shard_and_under_any_limit(tmp_path: Path) 
 
 def test_a_name_with_escapes_is_shown_safely(tmp_path: Path) -> None:
     make(tmp_path, "\x1b[2J\n.png", "\x1b[2J\n.jpg")
-    assert "\\x1b[2J\\n.jpg and \\x1b[2J\\n.png → \\x1b[2J\\n_mask.npy" in collision(tmp_path)
+    assert "\\x1b[2J\\n.jpg and \\x1b[2J\\n.png → \\x1b[2J\\n.npy" in collision(tmp_path)
 
 
 # ---- lists
@@ -504,7 +504,7 @@ def test_a_list_may_name_hidden_folders_but_hidden_files_are_passed_over_and_cou
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["x/a.png", "x/a.jpg"], "x/a.png and x/a.jpg → x/a_mask.npy"),
+        (["x/a.png", "x/a.jpg"], "x/a.png and x/a.jpg → x/a.npy"),
         (["a.png", "b/c.png", "a.npy/d.png"], "a.npy/ and a.png → a.npy"),
         (["x/a.png", "x/a_mask.npy/b/c.png"], "x/a_mask.npy/ and x/a.png → x/a_mask.npy"),
     ],
@@ -520,7 +520,7 @@ def test_an_absolute_and_a_relative_entry_of_one_name_collide(tmp_path: Path) ->
     inside = str(outside)[1:]
     make(tmp_path / "d", inside)
     key = inside.removesuffix(".png")
-    assert f"{inside} and {inside} → {key}_mask.npy" in collision(
+    assert f"{inside} and {inside} → {key}.npy" in collision(
         write_list(tmp_path / "d", inside, str(outside))
     )
 

@@ -181,9 +181,10 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_none(
     marker = tmp_path / "was-run"
     hostile = {"layernorm.weight": torch.ones(64), "x": Payload(marker)}
     save(hostile, tmp_path / "hostile.pt")
-    assert refusal(tmp_path / "hostile.pt", "clip").startswith(
+    assert refusal(tmp_path / "hostile.pt", "clip") == (
         f"clip:test: {tmp_path / 'hostile.pt'} refused: not tensors alone, or broken; allowed is a "
-        "file made with torch.save(model.state_dict(), FILE), or safetensors ("
+        "file made with torch.save(model.state_dict(), FILE), or safetensors (it holds more than "
+        "tensors)"
     )
     (hf_folder / "model.safetensors").unlink()
     save(hostile, hf_folder / "pytorch_model.bin")

@@ -19,24 +19,18 @@ if TYPE_CHECKING:
 
 # name for users → (module, name there). No module bears one of these names: importing it would
 # rebind the attribute.
-_EXPORTS = {"encode": ("featprep.api", "encode"), "open": ("featprep.runs", "open_run")}
+_EXPORTS = {
+    "encode": ("featprep.api", "encode"),
+    "open": ("featprep.runs", "open_run"),
+}
 
 __all__ = ["encode", "open"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return _version()
+        return import_module("featprep.version").read_version()
     if name not in _EXPORTS:
         raise AttributeError(f"module 'featprep' has no attribute {name!r}")
     module, attribute = _EXPORTS[name]
     return getattr(import_module(module), attribute)
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("featprep")
-    except PackageNotFoundError:  # a checkout that is not installed
-        return "0.1.0"

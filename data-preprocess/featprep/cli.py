@@ -26,6 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help_text())
         return 0
+    if words[0] == "--version":
+        from featprep.version import read_version
+
+        print(f"featprep {read_version()}")
+        return 0
     if words[0] not in COMMANDS:
         hint = nearest(words[0], COMMANDS)
         print(f"featprep: no command {words[0]!r}.{hint} There are: {', '.join(COMMANDS)}",

@@ -50,7 +50,7 @@ class EncodeConfig:
         None,
         kinds.size(),
         "input side in pixels, a multiple of the patch",
-        "224 for DINO's plain names, else native",
+        "224 for DINO named without its family, else native",
     )
     resize: str = _setting(
         "crop",
@@ -59,7 +59,9 @@ class EncodeConfig:
         "checkpoint's recipe",
     )
     max_tokens: int = _setting(
-        16384, kinds.count(1, example=16384), "with --resize keep: most cells an image may have"
+        16384,
+        kinds.count(1, example=16384),
+        "with --resize keep: images of more cells are made smaller, to this many",
     )
     background: str = _setting(
         "black", kinds.colour(), "what stands behind transparent pixels and in padding"

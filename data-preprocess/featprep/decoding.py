@@ -25,7 +25,7 @@ from pebble import ProcessExpired, ProcessPool
 from featprep import images
 from featprep.codec_state import mute_decoders
 from featprep.errors import ImageError
-from featprep.geometry import Geometry, place, render
+from featprep.geometry import Geometry, Placement, place, render
 from featprep.masks import mask_grid
 from featprep.naming import printable
 from featprep.records import AnyArray, Failure, ImageRef, Picture, Prepared
@@ -75,11 +75,20 @@ def prepare_picture(
         "stored_size": list(picture.stored_size),
         "orientation": picture.orientation,
         "mode": picture.mode,
-        "notes": list(picture.notes),
+        "notes": [*picture.notes, *_placement_notes(geometry, placement)],
         "geometry": placement.metadata(),
     }
     pixels = render(picture, placement, geometry)
     return Prepared(ref, pixels, mask_grid(alpha, placement, geometry), sha256, meta)
+
+
+def _placement_notes(geometry: Geometry, placement: Placement) -> list[str]:
+    (height, width), (rows, columns) = placement.source, placement.grid
+    whole = max(1, height // placement.patch) * max(1, width // placement.patch)
+    if geometry.resize != "keep" or rows * columns == whole:
+        return []
+    limit = f"--max_tokens {geometry.max_tokens}"
+    return [f"made smaller, to {placement.canvas[1]}×{placement.canvas[0]}, by {limit}"]
 
 
 def _read(ref: ImageRef) -> tuple[bytes, ImageRef]:

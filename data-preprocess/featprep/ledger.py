@@ -111,8 +111,12 @@ class Ledger:
         self._appending = threading.Lock()  # the writer thread appends, and the start adopts
         self.is_complete = False  # set by the run once every image of it was tried
 
+    def check(self) -> None:
+        """Raise FingerprintError if results of other settings or images stand here."""
+        self._refuse_strangers(read_run(self.output))
+
     def __enter__(self) -> Self:
-        self._refuse_strangers(read_run(self.output))  # before a file is made
+        self.check()  # before a file is made
         self.lock.__enter__()
         try:
             # Shards of one array start together: one clears, the others wait here and find it done.

@@ -14,11 +14,11 @@ import xxhash
 
 from featprep.batching import Row
 from featprep.errors import ImageError
-from featprep.journal import Line
-from featprep.ledger import Ledger
+from featprep.journal import Line, LineIndex
+from featprep.ledger import Ledger, folder_of
 from featprep.records import AnyArray, Failure, ImageRef, Prepared, Result
 from featprep.resolve import Resolved
-from featprep.sources import Entry
+from featprep.sources import Entry, Source
 from featprep.stores.npy_tree import (
     FEATURE,
     MASK,
@@ -33,6 +33,24 @@ def count_done(store: NpyTreeStore, keys: list[str]) -> tuple[int, int]:
     standing = Standing(store, keys)
     done = sum(standing.has(key + FEATURE) for key in keys)
     return done, sum(any(map(standing.has, store.files(key))) for key in keys)
+
+
+def count_changed(store: NpyTreeStore, source: Source) -> int:
+    """How many images with a result differ in size or time from when it was made."""
+    results = LineIndex(folder_of(store.root), "results-*.jsonl")
+    changed = 0
+    for entries in source.folders() if len(results) else ():
+        refs = [entry for entry in entries if isinstance(entry, ImageRef)]
+        standing = Standing(store, (ref.key for ref in refs))
+        for ref in refs:
+            line = results.get(ref.key)
+            same = line is None or (line.get("size"), line.get("mtime_ns")) == (
+                ref.size,
+                ref.mtime_ns,
+            )
+            changed += not same and standing.has(ref.key + FEATURE)
+    results.close()
+    return changed
 
 
 class Standing:

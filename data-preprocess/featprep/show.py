@@ -10,7 +10,7 @@ from featprep.records import AnyArray, UInt8
 
 PANEL = 336  # least height of a panel, pixels
 GAP = 8
-GROUND = (255, 255, 255)
+GROUND = (176, 176, 176)  # a white mask must not melt into the gap
 
 
 def principal_components(feature: AnyArray, mask: AnyArray | None) -> UInt8:

@@ -195,7 +195,7 @@ def _sort_file(folder: Folder, source: str, path: str, suffixes: frozenset[str])
     if suffix in suffixes:
         folder.sources.append((source, path))
     elif suffix not in RESULT_SUFFIXES:
-        folder.ignored[suffix or "(none)"] += 1
+        folder.ignored[suffix or "without suffix"] += 1
 
 
 def _is_followed(entry: os.DirEntry[str], selection: Selection, roots: set[str]) -> bool:
@@ -286,7 +286,7 @@ def _collisions(
         if owner != name + "/":
             yield owner, name + "/", name
     for (source, _), key in zip(folder.sources, keys, strict=True):
-        for file in selection.outputs(key):
+        for file in reversed(selection.outputs(key)):  # the map is what a user knows
             if normal(file) in owners:
                 yield owners[normal(file)], source, file
                 break

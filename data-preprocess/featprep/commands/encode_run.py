@@ -17,12 +17,13 @@ from featprep import devices, encoders, images
 from featprep.commands.console import Progress, say, shape_text, size_text, time_text
 from featprep.config import EncodeConfig
 from featprep.decoding import DecodePool
-from featprep.encoders.base import ModelName
+from featprep.devices import Precision
+from featprep.encoders.base import ModelName, StorageDtype
 from featprep.ledger import Ledger, LedgerOptions, RunIdentity, read_run, tag_of
 from featprep.naming import printable
-from featprep.recording import Recorder, count_done
+from featprep.recording import Recorder, count_changed, count_done
 from featprep.records import ImageRef, Prepared
-from featprep.resolve import by_patch, resolve
+from featprep.resolve import by_patch, fingerprint, resolve
 from featprep.runner import Runner, Totals
 from featprep.session import Session, open_session
 from featprep.sources import Census, Selection, Source, folds_case
@@ -34,11 +35,15 @@ def plan(config: EncodeConfig, family: str) -> int:
     """--plan: counts, collisions, bytes. Touches nothing and imports no torch."""
     name = encoders.resolve(config.model, family)
     store = make_store(config)
-    census = open_source(config, store).census(lambda keys: count_done(store, keys))
-    missing = census.images if config.overwrite else census.images - census.done
+    source = open_source(config, store)
+    census = source.census(lambda keys: count_done(store, keys))
+    refuse_early(config, name, source)
+    missing, changed = census.images - census.done, count_changed(store, source)
+    again = f", {changed:,} of images that changed since" if changed else ""
     print(f"input       {input_text(config, census)}")
-    print(f"there       {census.done:,} results; {census.images - census.done:,} missing")
-    print(f"to write    {_planned_bytes(config, name, missing)}")
+    print(f"there       {census.done:,} results{again}; {missing:,} missing")
+    count = census.images if config.overwrite else missing + changed
+    print(f"to write    {_planned_bytes(config, name, count)}")
     print("collisions  none")
     return 0
 
@@ -49,12 +54,31 @@ def run(config: EncodeConfig, family: str) -> int:
     store = make_store(config)
     source = open_source(config, store)
     census = source.census(lambda keys: count_done(store, keys))
+    refuse_early(config, name, source)
     devices.let_threads_sleep()
     workers, _ = devices.choose_workers(config.workers)
     with DecodePool(workers, config.decode_timeout) as pool:  # starts while torch is imported
         session = open_session(config, name, batch_size=_batch_size_before(config))
         introduce(config, session, census)
         return EncodeRun(session, store, source, census, pool).go()
+
+
+def refuse_early(config: EncodeConfig, name: ModelName, source: Source) -> None:
+    """Refuse an output of other settings before the weights load, as far as can be seen without.
+
+    What only a loaded encoder tells is taken as it stands there; the ledger compares it later.
+    """
+    there, spec = read_run(config.output), encoders.describe(name)
+    if there is None or spec is None:
+        return
+    before = there["fingerprint"]
+    storage: StorageDtype = "float16" if config.fp16 else "float32"
+    resolved = resolve(config, spec, storage, by_patch(spec), is_plain=name.is_plain)
+    precision = Precision(before.get("compute", "float32"), storage, "")
+    mine = fingerprint(config, spec, before.get("weights", ""), resolved, precision)
+    identity = RunIdentity({**mine, "grid": before.get("grid")}, source.root)
+    options = LedgerOptions(config.shard, config.overwrite, config.moved)
+    Ledger(config.output, identity, options, lambda count, keys: None).check()
 
 
 def make_store(config: EncodeConfig) -> NpyTreeStore:
@@ -185,18 +209,21 @@ class EncodeRun:
     def _complete_meta(self, recorder: Recorder) -> int:
         """--save_meta on a later run: the metadata that is missing, without encoding. How many
         images failed."""
-        failed = 0
+        failed = written = 0
         if not self.config.save_meta or self.stop.is_set():
             return failed
         refs: Iterable[ImageRef] = recorder.without_meta(self.source.folders())
         for outcome in self.pool.map(refs, self.session.rules, 4 * self.pool.workers):
             if isinstance(outcome, Prepared):
                 recorder.write_meta(outcome)
+                written += 1
             else:
                 recorder.fail(outcome)
                 failed += 1
             if self.stop.is_set():
                 break
+        if written:
+            say("metadata", f"{written:,} files written for results that stood without")
         return failed
 
     def _identity(self) -> RunIdentity:

@@ -32,10 +32,23 @@ def main(argv: Sequence[str]) -> int:
         "--out", metavar="FILE", help="where the picture goes (default: KEY.png here)"
     )
     flags = parser.read(argv)
+    _check_out(flags.out)
     out = flags.out or os.path.basename(flags.key) + ".png"
     size = draw(flags.output, flags.key, out)
     print(f"{out}  {size[0]}×{size[1]}")
     return 0
+
+
+def _check_out(out: str | None) -> None:
+    if out is None:
+        return
+    folder = os.path.dirname(os.path.abspath(out))
+    if not os.path.isdir(folder):
+        raise InputError(f"--out {printable(out)}: no folder {printable(folder)}; make it first")
+    if not out.lower().endswith(".png"):
+        raise InputError(
+            f"--out {printable(out)}: the picture is a PNG; name it {printable(out)}.png"
+        )
 
 
 def draw(output: str, key: str, out: str) -> tuple[int, int]:
@@ -50,7 +63,13 @@ def draw(output: str, key: str, out: str) -> tuple[int, int]:
         raise InputError(
             f"{output}: no result of key {key!r}.{hint} `ls {output}` shows what is there"
         )
-    feature, mask, _ = run[key]
+    try:
+        feature, mask, _ = run[key]
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{printable(output)}: the result of {printable(key)} is damaged: remove "
+            f"{printable(key)}.npy there, and the command that made it makes it again"
+        ) from error
     sheet = panels(_pixels(run, key), mask, feature)
     picture = io.BytesIO()
     sheet.save(picture, "PNG")

@@ -106,9 +106,12 @@ def read_tensors(
     except WeightsError:
         raise
     except Exception as error:  # what a broken or hostile file raises has no common class
+        # torch's own words advise to load the file with weights_only=False: never repeated
+        is_pickle = "Weights only load failed" in str(error)
+        why = "it holds more than tensors" if is_pickle else one_line(error, 120)
         raise WeightsError(
             f"{name}: {path} refused: not tensors alone, or broken; allowed is a file made with "
-            f"torch.save(model.state_dict(), FILE), or safetensors ({one_line(error, 120)})"
+            f"torch.save(model.state_dict(), FILE), or safetensors ({why})"
         ) from error
     if isinstance(loaded, Mapping):
         loaded = next(
@@ -125,7 +128,9 @@ def _open(path: Path, name: ModelName, published: Collection[str], trust: bool) 
 
         return load_file(path)
     if not _is_torchscript(path):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of a pickle's protocol, right before it is refused
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     if not trust and file_sha256(path) not in published:
         raise WeightsError(
             f"{name}: {path} is a TorchScript archive, which can run code, and not one that OpenAI "
