@@ -33,7 +33,12 @@ from featprep.encoders.tiny import TINY, write_checkpoint, write_random, write_t
 from featprep.encoders.torch_encoder import full_float32
 from featprep.errors import OutOfMemoryError, UsageError
 
-ARCHITECTURES = list_encoders()
+# timm's and torchvision's architectures: test_module_encoders.py
+ARCHITECTURES = [
+    name
+    for name in list_encoders()
+    if not name.startswith(("timm:", "torchvision:")) or name == "timm:tiny"
+]
 PROJECTED = Want(feature="projected")
 CLIP_NAMES = "ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px, tiny"
 DINO_NAMES = (
@@ -41,6 +46,11 @@ DINO_NAMES = (
     "facebook/dinov2-with-registers-small, facebook/dinov2-with-registers-base, "
     "facebook/dinov2-with-registers-large, facebook/dinov2-with-registers-giant, tiny"
 )
+TIMM_NAMES = (
+    "vit_tiny_patch16_224.augreg_in21k, vit_small_patch16_224.augreg_in21k, "
+    "vit_base_patch16_224.augreg_in21k … (featprep models timm: lists 27)"
+)
+TORCHVISION_NAMES = "resnet18, resnet34, resnet50 … (featprep models torchvision: lists 49)"
 Load = Callable[..., Any]
 
 
@@ -83,7 +93,8 @@ def images(count: int, height: int = 42, width: int = 70) -> np.ndarray[Any, Any
 
 def test_the_catalogue_is_what_the_tables_say() -> None:
     clip = [f"clip:{id}" for id in CLIP_NAMES.split(", ")]
-    assert list_encoders() == [*clip, *(f"hf:{id}" for id in DINO_NAMES.split(", "))]
+    named = [name for name in list_encoders() if name in ARCHITECTURES]
+    assert named == [*clip, *(f"hf:{id}" for id in DINO_NAMES.split(", ")), "timm:tiny"]
 
 
 @pytest.mark.parametrize("name", list_encoders())
@@ -108,7 +119,7 @@ def test_what_is_described_is_what_the_weights_hold(
 def test_the_dimensions_are_the_published_ones() -> None:
     rows = {
         name: (spec.hidden_dim, spec.depth, spec.patch, spec.native_size[0], spec.projected_dim)
-        for name in list_encoders()
+        for name in ARCHITECTURES
         if (spec := describe(resolve(name, "any"))) and not spec.meaningless
     }
     assert rows == {
@@ -171,7 +182,8 @@ def test_a_name_with_its_family_a_path_and_a_bare_name_are_told_apart(tmp_path: 
             "vit-b/32",
             "any",
             f"--model vit-b/32: no such encoder; allowed is FAMILY:NAME or FAMILY:NAME=PATH with "
-            f"clip: {CLIP_NAMES}; hf: {DINO_NAMES}. Did you mean clip:ViT-B/32?",
+            f"clip: {CLIP_NAMES}; hf: {DINO_NAMES}; timm: {TIMM_NAMES}; torchvision: "
+            f"{TORCHVISION_NAMES}. Did you mean clip:ViT-B/32?",
         ),
         (
             "clip:x=/nowhere/at/all",
@@ -217,7 +229,8 @@ def test_describing_loads_no_torch(tmp_path: Path) -> None:
         "names = [*list_encoders(), f'hf:x={sys.argv[1]}', 'hf:org/model', 'hf:org/absent']\n"
         "print([getattr(describe(resolve(n, 'any')), 'hidden_dim', None) for n in names[-3:]])\n"
         "all(describe(resolve(name, 'any')) for name in names)\n"
-        "print(sorted({'torch', 'transformers', 'clip', 'cv2'} & set(sys.modules)))\n"
+        "heavy = {'torch', 'torchvision', 'timm', 'transformers', 'clip', 'cv2'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
     )
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub")}
     done = subprocess.run(
@@ -411,11 +424,11 @@ def test_what_overflows_float16_comes_back_as_inf_and_never_clipped(
 ) -> None:
     """PITFALLS 24."""
     encoder = load(family)
-    last = (
-        encoder.model.layernorm
-        if family == "hf"
-        else encoder.visual.transformer.resblocks[-1].mlp.c_proj
-    )
+    last = {
+        "hf": lambda: encoder.model.layernorm,
+        "clip": lambda: encoder.visual.transformer.resblocks[-1].mlp.c_proj,
+        "timm": lambda: encoder.network.model.norm,
+    }[family]()
     last.weight.data *= 1e6
     exact = encoder.encode(images(1), Want()).map
     half = encoder.encode(images(1), Want(dtype="float16")).map

@@ -13,7 +13,7 @@ from typing import Any
 
 from featprep.config import EncodeConfig
 from featprep.devices import Precision
-from featprep.encoders.base import EncoderSpec, Want, check_pos_embed
+from featprep.encoders.base import EncoderSpec, Want, check_pos_embed, predict_grid
 from featprep.errors import UsageError
 from featprep.geometry import Geometry
 from featprep.settings import colour_of
@@ -25,8 +25,8 @@ Grid = Callable[[int, int], tuple[int, int]]
 
 
 def by_patch(spec: EncoderSpec) -> Grid:
-    """What a ViT's grid will be, while there is no model to ask."""
-    return lambda height, width: (height // spec.patch, width // spec.patch)
+    """What the grid will be, while there is no model to ask."""
+    return lambda height, width: predict_grid(spec, height, width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def _geometry(config: EncodeConfig, spec: EncoderSpec, grid: Grid, is_plain: boo
 
 def _size(config: EncodeConfig, spec: EncoderSpec, is_plain: bool) -> tuple[int, int]:
     asked = config.size
-    if asked is None and is_plain and spec.family != "clip":  # CLIP's names say their size
+    if asked is None and is_plain and spec.family == "hf":  # the other names say their size
         return PLAIN_SIZE, PLAIN_SIZE
     if asked is None or isinstance(asked, str):
         return spec.native_size
@@ -108,6 +108,13 @@ def _size(config: EncodeConfig, spec: EncoderSpec, is_plain: bool) -> tuple[int,
             f"--size {_typed(asked)}: {spec.name} takes {_typed(spec.native_size)} only; "
             "drop --size"
         )
+    if spec.unit is not None:
+        if min(predict_grid(spec, *asked)) < 1:
+            raise UsageError(
+                f"--size {_typed(asked)}: {spec.name} makes no cell of it; allowed is "
+                f"{spec.unit} or more"
+            )
+        return asked
     if any(side % spec.patch for side in asked):
         near = tuple(max(1, round(side / spec.patch)) * spec.patch for side in asked)
         raise UsageError(
@@ -144,7 +151,7 @@ def fingerprint(
 
 
 def norm_of(config: EncodeConfig, spec: EncoderSpec) -> str:
-    """The norm of the map: DINOv2's last block and every projection are final-normed, CLIP's not."""
+    """The norm of the map: the family's own at its last block, which CLIP's map is taken before."""
     return "none" if spec.family == "clip" and config.feature == "patch" else "final"
 
 

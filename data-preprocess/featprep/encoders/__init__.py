@@ -11,14 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featprep.encoders import hf_config, huggingface, openai_clip, tiny
+from featprep.encoders import (
+    hf_config,
+    huggingface,
+    openai_clip,
+    timm_catalogue,
+    timm_models,
+    tiny,
+    torchvision_catalogue,
+    torchvision_models,
+)
 from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName
 from featprep.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """`known`: published names. `local`: what a path leads to. `open_ids`: the hub has more."""
+    """`known`: published names. `local`: what a path leads to. `open_ids`: the hub has more.
+
+    `command`: the script of the family alone, "" if there is none. `more`: what else is taken by
+    name, in words; `is_more`: whether an ID may be that.
+    """
 
     command: str
     known: Mapping[str, EncoderSpec]
@@ -26,6 +39,8 @@ class Family:
     load: Callable[[ModelName, LoadOptions], Encoder]
     local: str
     open_ids: bool = False
+    more: str = ""
+    is_more: Callable[[str], bool] = lambda id: False
 
 
 FAMILIES = {
@@ -44,12 +59,35 @@ FAMILIES = {
         "a folder with config.json",
         open_ids=True,
     ),
+    "timm": Family(
+        "",
+        timm_catalogue.KNOWN,
+        timm_models.describe,
+        timm_models.load,
+        "a .safetensors file, a state dict, or a folder with config.json",
+        more="any of timm's models",
+        is_more=timm_catalogue.is_spelled,
+    ),
+    "torchvision": Family(
+        "",
+        torchvision_catalogue.KNOWN,
+        torchvision_models.describe,
+        torchvision_models.load,
+        "a .pth file, under torchvision's NAME of it",
+    ),
 }
+
+
+_SHOWN = 12  # names in a message
 
 
 def list_encoders() -> list[str]:
     """FAMILY:ID of every known encoder."""
-    return [f"{family}:{id}" for family, row in FAMILIES.items() for id in (*row.known, "tiny")]
+    return [f"{family}:{id}" for family in FAMILIES for id in _ids(family)]
+
+
+def _ids(family: str) -> tuple[str, ...]:
+    return (*FAMILIES[family].known, *(("tiny",) if family in tiny.TINY else ()))
 
 
 def resolve(value: str, family: str) -> ModelName:
@@ -62,7 +100,7 @@ def resolve(value: str, family: str) -> ModelName:
         if family not in ("any", head):
             raise UsageError(
                 f"--model {value}: this command takes {family}: encoders; allowed is "
-                f"{_allowed(family)}; for this one use {FAMILIES[head].command} or featprep encode"
+                f"{_allowed(family)}; for this one use {_commands(head)}"
             )
         return _spelled(value, head, rest)
     plain = _plain(value, family)
@@ -74,7 +112,7 @@ def resolve(value: str, family: str) -> ModelName:
 def _plain(value: str, family: str) -> ModelName | None:
     """A bare value: a known name first, then, in a command of one family, a path."""
     scope = list(FAMILIES) if family == "any" else [family]
-    owners = [name for name in scope if value in (*FAMILIES[name].known, "tiny")]
+    owners = [name for name in scope if value in _ids(name)]
     if len(owners) == 1:
         return ModelName(owners[0], value, is_plain=True)
     if family != "any" and Path(value).exists():
@@ -105,7 +143,7 @@ def _spelled(value: str, family: str, rest: str) -> ModelName:
                 f"--model {value}: no such path; allowed is {family}:NAME=PATH, PATH {row.local}"
             )
         return ModelName(family, id, path)
-    if id in row.known or id == "tiny" or (row.open_ids and _is_hub_id(id)):
+    if id in _ids(family) or row.is_more(id) or (row.open_ids and _is_hub_id(id)):
         return ModelName(family, id)
     raise UsageError(_unknown(value, family, id))
 
@@ -132,11 +170,20 @@ def _allowed(family: str) -> str:
         return f"FAMILY:NAME or FAMILY:NAME=PATH with {rows}"
     row = FAMILIES[family]
     hub = f", {family}:ORG/NAME of the hub" if row.open_ids else ""
-    return f"{_names(family)}{hub}, or {family}:NAME=PATH, PATH {row.local}"
+    more = f", {row.more}" if row.more else ""
+    return f"{_names(family)}{more}{hub}, or {family}:NAME=PATH, PATH {row.local}"
 
 
 def _names(family: str) -> str:
-    return ", ".join((*FAMILIES[family].known, "tiny"))
+    ids = _ids(family)
+    if len(ids) <= _SHOWN:
+        return ", ".join(ids)
+    return f"{', '.join(ids[:3])} … (featprep models {family}: lists {len(ids)})"
+
+
+def _commands(family: str) -> str:
+    own = FAMILIES[family].command
+    return f"{own} or featprep encode" if own else "featprep encode"
 
 
 def _hint(id: str, family: str) -> str:

@@ -14,7 +14,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featprep.encoders import hf_config, huggingface, openai_clip, weights
+from featprep.encoders import (
+    hf_config,
+    huggingface,
+    openai_clip,
+    random_modules,
+    timm_catalogue,
+    timm_models,
+    torchvision_catalogue,
+    weights,
+)
 from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName
 from featprep.errors import UsageError
 
@@ -27,14 +36,16 @@ TINY = {
         meaningless=True,
     ),
     "hf": replace(hf_config.dinov2_spec("tiny", width=64, depth=3), meaningless=True),
+    "timm": replace(timm_catalogue.tiny_spec(width=64, depth=3), meaningless=True),
 }
+_STAGES = 5  # of timm's CNNs, at most; what is deeper is a ViT
 _TEXT_WIDTH, _CONTEXT, _VOCABULARY = 64, 77, 49408
 _HEAD_DIM = 64  # in OpenAI's CLIP and in DINOv2 alike
 
 
 def load_tiny(name: ModelName, options: LoadOptions) -> Encoder:
     """The family's tiny encoder, written to a temporary folder and loaded as a real one is."""
-    loaders = {"clip": openai_clip.load, "hf": huggingface.load}
+    loaders = {"clip": openai_clip.load, "hf": huggingface.load, "timm": timm_models.load}
     with tempfile.TemporaryDirectory(prefix="featprep-tiny-") as folder:
         path = write_tiny(name.family, Path(folder))
         encoder: Encoder = loaders[name.family](replace(name, path=str(path)), options)
@@ -44,13 +55,24 @@ def load_tiny(name: ModelName, options: LoadOptions) -> Encoder:
 
 
 def write_tiny(family: str, folder: Path) -> Path:
-    """Write the tiny checkpoint of a family; returns its folder (hf) or file (clip)."""
+    """Write the tiny checkpoint of a family; returns its folder (hf, timm) or file (clip)."""
+    if family == "timm":
+        shape = {"patch_size": 14, "embed_dim": 64, "depth": 3, "num_heads": 1}
+        return random_modules.write_timm("vit_tiny_patch16_224.augreg_in21k", folder, **shape)
     return write_checkpoint(TINY[family], folder)
 
 
 def write_random(name: str, folder: Path, layers: int | None = None) -> Path:
-    """Write random weights of a known encoder, FAMILY:ID: all of its blocks, or the first few."""
+    """Write random weights of a known encoder, FAMILY:ID: all of its blocks, or the first few.
+
+    A CNN, and what torchvision publishes, is always whole.
+    """
     family, _, id = name.partition(":")
+    if family == "timm" and id in timm_catalogue.KNOWN:
+        cut = layers and timm_catalogue.KNOWN[id].depth > _STAGES
+        return random_modules.write_timm(id, folder, **({"depth": layers} if cut else {}))
+    if family == "torchvision" and id in torchvision_catalogue.KNOWN:
+        return random_modules.write_torchvision(id, folder)
     known = {"clip": openai_clip.KNOWN, "hf": hf_config.KNOWN}.get(family, {})
     if id not in known:
         raise UsageError(
