@@ -1,7 +1,8 @@
 """What certify holds timm's and torchvision's maps against: each library's other way to the map.
 
-Ours go through forward_intermediates and a hook; these through timm's forward_features, torchvision's
-create_feature_extractor and, for ViTs off their native size, transformers' ViT with the same weights.
+Ours go through forward_intermediates and a hook; these through timm's forward_features,
+torchvision's create_feature_extractor and, for its ViTs off their native size, transformers' ViT
+with the same weights.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def _spatial(model: Any, pixels: Tensor) -> AnyArray:
     out: Tensor = model.forward_features(pixels)
     if out.ndim == 3:
         grid = model.patch_embed.grid_size
-        out = out[:, model.num_prefix_tokens :].unflatten(1, tuple(grid))  # type: ignore[no-untyped-call]
+        prefix = getattr(model, "num_prefix_tokens", 0)
+        out = out[:, prefix:].unflatten(1, tuple(grid)).movedim(-1, 1)  # type: ignore[no-untyped-call]
     elif getattr(model, "output_fmt", "NCHW") == "NHWC":
         out = out.movedim(-1, 1)
     array: AnyArray = out.numpy()
@@ -114,7 +116,7 @@ def _by_transformers(model: Any, pixels: Tensor) -> Tensor:
 
     library: Any = ViTModel
     layers = model.encoder.layers
-    config = ViTConfig(  # type: ignore[call-arg]
+    config = ViTConfig(
         hidden_size=model.hidden_dim,
         num_hidden_layers=len(layers),
         num_attention_heads=layers[0].num_heads,
@@ -180,7 +182,7 @@ def _positions(
     prefix = positions.shape[1] - cells
     config: Any = ViTConfig(
         hidden_size=positions.shape[2], image_size=size[0] // patch * patch, patch_size=patch
-    )  # type: ignore[call-arg]
+    )
     embeddings: Any = ViTEmbeddings(config)
     stand_in = torch.zeros(1, 1, positions.shape[2])  # its CLS
     embeddings.position_embeddings.data = torch.cat((stand_in, positions[:, prefix:].detach()), 1)

@@ -94,9 +94,9 @@ def _drawn(name: str, shape: tuple[int, ...]) -> Tensor:
     random = np.random.default_rng(zlib.crc32(name.encode()))
     normal = random.standard_normal(shape, dtype=np.float32)
     is_gain = len(shape) == 1 and name.endswith("weight")
-    is_small = len(shape) < 2 or min(shape[1:]) == max(shape[1:]) == 1 or "embed" in name.split(".")[-1]
     inputs = int(np.prod(shape[1:]))
-    scale = 0.1 if is_gain or is_small or "token" in name else inputs**-0.5
+    is_small = inputs == 1 or "token" in name or "embed" in name.split(".")[-1]
+    scale = 0.1 if is_small else inputs**-0.5
     return torch.from_numpy(np.asarray(normal * np.float32(scale) + np.float32(is_gain)))
 
 

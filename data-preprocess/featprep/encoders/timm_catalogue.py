@@ -1,4 +1,4 @@
-"""The models of timm that `featprep models` lists, by heart, and what pretrained_cfg says of pixels.
+"""The models of timm that `featprep models` lists, by heart; what pretrained_cfg says of pixels.
 
 timm has 1,800 more, which are taken by name all the same. Loads no torch or timm.
 """

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from featprep.encoders import weights
 from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName
 from featprep.encoders.module_encoder import (
-    COUNTER,
     ModuleEncoder,
     map_shape,
     measure_unit,
@@ -41,7 +40,7 @@ _SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source
 class Card:
     """What builds a model: timm's name with its tag, or a folder's config.json in its place.
 
-    `arguments`: of the architecture. `config`: pretrained_cfg, None for what timm knows by the name.
+    `arguments`: of the architecture. `config`: pretrained_cfg; None: what timm knows by the name.
     """
 
     architecture: str
@@ -150,7 +149,7 @@ def _is_dynamic(model: Any) -> bool:
     Swin takes dynamic_img_size too, but its windows are made for one size.
     """
     takes = any(
-        "dynamic_img_size" in inspect.signature(kind.__init__).parameters
+        "dynamic_img_size" in inspect.signature(kind).parameters
         for kind in type(model).__mro__[:-1]
     )
     return takes and hasattr(model, "pos_embed") and hasattr(model.patch_embed, "grid_size")
@@ -179,6 +178,7 @@ def _spec_of(name: ModelName, model: Any, network: nn.Module, is_dynamic: bool) 
     is_fixed = bool(config.get("fixed_input_size")) and not is_dynamic
     can_vary = not is_fixed and not is_dynamic
     unit = measure_unit(network, patch, height, width) if can_vary else None
+    registers = getattr(model, "reg_token", None)
     return EncoderSpec(
         name=str(name),
         family="timm",
@@ -189,7 +189,7 @@ def _spec_of(name: ModelName, model: Any, network: nn.Module, is_dynamic: bool) 
         recipe=make_recipe(name, config, (height, width)),
         mean=_three(config["mean"]),
         std=_three(config["std"]),
-        registers=int(getattr(model, "num_reg_tokens", 0)),
+        registers=0 if registers is None else registers.shape[1],
         pos_embeds=("transformers", "hub") if is_dynamic else ("transformers",),
         fixed_size=is_fixed,
         unit=unit,

@@ -45,9 +45,16 @@ def _resnet(width: int, *, has_v2: bool = True, resize: int = 256) -> Architectu
 
 
 def _efficientnet(
-    width: int, resize: int, side: int, *, depth: int = 8, kernel: Literal["bilinear", "bicubic"] = "bicubic",
-    is_half: bool = False, others: tuple[Weights, ...] = (), tag: str = _V1,
-) -> Architecture:  # fmt: skip
+    width: int,
+    resize: int,
+    side: int,
+    *,
+    depth: int = 8,
+    kernel: Literal["bilinear", "bicubic"] = "bicubic",
+    tag: str = _V1,
+    others: tuple[Weights, ...] = (),
+    is_half: bool = False,
+) -> Architecture:
     """Seven stages (v2_s: six), and the 1 × 1 convolution before the pooling as the last."""
     own = Weights(tag, resize, side, kernel)
     return Architecture(width, depth, (own, *others), is_half=is_half)
@@ -95,12 +102,14 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "convnext_large": _convnext(1536, 232),
     "vit_b_16": _vit(
         768, 12, 16,
-        Weights(_V1, 256), Weights(_E2E, 384, 384, "bicubic"), Weights(_LINEAR, 224, 224, "bicubic"),
+        Weights(_V1, 256), Weights(_E2E, 384, 384, "bicubic"),
+        Weights(_LINEAR, 224, 224, "bicubic"),
     ),
     "vit_b_32": _vit(768, 12, 32, Weights(_V1, 256)),
     "vit_l_16": _vit(
         1024, 24, 16,
-        Weights(_V1, 242), Weights(_E2E, 512, 512, "bicubic"), Weights(_LINEAR, 224, 224, "bicubic"),
+        Weights(_V1, 242), Weights(_E2E, 512, 512, "bicubic"),
+        Weights(_LINEAR, 224, 224, "bicubic"),
     ),
     "vit_l_32": _vit(1024, 24, 32, Weights(_V1, 256)),
     "vit_h_14": _vit(
