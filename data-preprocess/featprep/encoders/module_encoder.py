@@ -40,7 +40,7 @@ class ModuleEncoder(TorchEncoder):
     ) -> None:
         super().__init__(spec, network, options, digest, origin)
         self.prefix = prefix
-        self.network: Any = place(_cast(network, self._compute), spec, options.device)
+        self.network: Any = place(network.to(self._compute), spec, options.device)
         self._shapes: dict[tuple[int, int], tuple[int, int]] = {}
         self._name = positions
         self._positions: dict[tuple[int, int], Tensor] = {}
@@ -88,20 +88,6 @@ class ModuleEncoder(TorchEncoder):
             own = predict_grid(self.spec, *self.spec.native_size)
             self._positions[grid] = resample_positions(native, own, grid)
         return self._positions[grid]
-
-
-def _cast(network: nn.Module, dtype: Any) -> nn.Module:
-    """To compute precision; BatchNorm's statistics stay float32, which its kernels take beside it.
-
-    Rounded, they would shift whole channels: each is one number for every cell there is.
-    """
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    network.to(dtype)
-    for part in network.modules():
-        if isinstance(part, _BatchNorm):
-            part.float()
-    return network
 
 
 def resample_positions(positions: Tensor, own: tuple[int, int], grid: tuple[int, int]) -> Tensor:

@@ -7,13 +7,6 @@ and their like put a 1 × 1 convolution between the last stage and the pooling; 
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,27 +18,22 @@ from featprep.encoders.module_encoder import (
     measure_unit,
     used_tensors,
 )
+from featprep.encoders.timm_building import (
+    Card,
+    can_resize,
+    create_model,
+    read_card,
+    sketch_model,
+    watched_loading,
+)
 from featprep.encoders.timm_catalogue import KNOWN, make_recipe
 from featprep.encoders.torch_encoder import check_feature
-from featprep.errors import UsageError, WeightsError
+from featprep.errors import WeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 POSITIONS = "model.pos_embed"
-_SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load")
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """What builds a model: timm's name with its tag, or a folder's config.json in its place.
-
-    `arguments`: of the architecture. `config`: pretrained_cfg; None: what timm knows by the name.
-    """
-
-    architecture: str
-    arguments: Mapping[str, Any]
-    config: Mapping[str, Any] | None = None
 
 
 def describe(name: ModelName) -> EncoderSpec | None:
@@ -55,16 +43,16 @@ def describe(name: ModelName) -> EncoderSpec | None:
 
 
 def load(name: ModelName, options: LoadOptions) -> ModuleEncoder:
-    card = _card(name)
-    sketch = _sketch(name, card)
-    is_dynamic = _is_dynamic(sketch)
+    card = read_card(name)
+    sketch = sketch_model(name, card)
+    resizes = can_resize(sketch)
     outline = _last_map(name, sketch, swaps=False)
-    spec = _spec_of(name, sketch, outline, is_dynamic)
+    spec = _spec_of(name, sketch, outline, resizes)
     check_feature(spec, options.feature)
     used = used_tensors(outline, *spec.native_size)
     tensors, origin = _read(name, sketch)
-    model = _build(name, card, tensors, used, is_dynamic)
-    swaps = options.pos_embed == "transformers" and is_dynamic and model.pos_embed is not None
+    model = _build(name, card, tensors, used, resizes)
+    swaps = options.pos_embed == "transformers" and resizes and model.pos_embed is not None
     network = _last_map(name, model, swaps)
     state = network.state_dict()
     settings = {
@@ -78,84 +66,10 @@ def load(name: ModelName, options: LoadOptions) -> ModuleEncoder:
     return ModuleEncoder(spec, network, options, digest, origin, prefix=prefix, positions=positions)
 
 
-# --- what to build
+# --- what it is
 
 
-def _card(name: ModelName) -> Card:
-    """From the folder's config.json, as timm's save_for_hf writes it, else from timm's registry."""
-    import timm
-
-    library: Any = timm
-    config: dict[str, Any] = {}
-    architecture, arguments = name.id, {}
-    if name.path is not None and Path(name.path).is_dir():
-        config = weights.read_json(Path(name.path) / weights.CONFIG, name)
-        architecture = str(config.get("architecture"))
-        arguments = dict(config.get("model_args") or {})
-    if not library.is_model(architecture.partition(".")[0]):
-        known = library.list_models(pretrained=True) + library.list_models()
-        close = difflib.get_close_matches(architecture, known, n=1)
-        hint = f" Did you mean timm:{close[0]}?" if close else ""
-        raise UsageError(
-            f"--model {name}: timm {library.__version__} has no model {architecture}; allowed is "
-            f"what timm.list_models() gives.{hint}"
-        )
-    if not config:
-        return Card(architecture, arguments)
-    given = dict(config.get("pretrained_cfg") or {})
-    plain = {key: item for key, item in given.items() if key not in _SOURCES}
-    return Card(architecture, arguments, {**plain, "architecture": architecture})
-
-
-def _create(card: Card, **more: Any) -> Any:
-    """timm's own factory, without a classifier, and without a word on the log."""
-    import timm
-
-    library: Any = timm
-    config = None if card.config is None else dict(card.config)
-    log = logging.getLogger("timm")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return library.create_model(
-                card.architecture,
-                pretrained_cfg=config,
-                **{**card.arguments, "num_classes": 0, **more},
-            )
-    finally:
-        log.setLevel(level)
-
-
-def _sketch(name: ModelName, card: Card) -> Any:
-    """The model by shapes alone, sized to be swapped onto other grids where it can be."""
-    import torch
-
-    try:
-        with torch.device("meta"):
-            model = _create(card)
-            return _create(card, dynamic_img_size=True) if _is_dynamic(model) else model
-    except Exception as error:  # unknown tags, arguments that the architecture does not take
-        raise UsageError(
-            f"--model {name}: timm does not build it ({weights.one_line(error, 120)}); allowed is "
-            "what timm.list_models(pretrained=True) gives"
-        ) from error
-
-
-def _is_dynamic(model: Any) -> bool:
-    """Whether it is a ViT whose grid may change: timm's dynamic_img_size, and no fixed windows.
-
-    Swin takes dynamic_img_size too, but its windows are made for one size.
-    """
-    takes = any(
-        "dynamic_img_size" in inspect.signature(kind).parameters
-        for kind in type(model).__mro__[:-1]
-    )
-    return takes and hasattr(model, "pos_embed") and hasattr(model.patch_embed, "grid_size")
-
-
-def _spec_of(name: ModelName, model: Any, network: nn.Module, is_dynamic: bool) -> EncoderSpec:
+def _spec_of(name: ModelName, model: Any, network: nn.Module, resizes: bool) -> EncoderSpec:
     config = model.pretrained_cfg
     height, width = (int(side) for side in config["input_size"][1:])
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
@@ -175,8 +89,8 @@ def _spec_of(name: ModelName, model: Any, network: nn.Module, is_dynamic: bool) 
             f"{name}: its {grid[0]}×{grid[1]} cells at {height}×{width} do not lie {patch} pixels "
             "apart from the upper left corner, so a mask could not follow them; take another model"
         )
-    is_fixed = bool(config.get("fixed_input_size")) and not is_dynamic
-    can_vary = not is_fixed and not is_dynamic
+    is_fixed = bool(config.get("fixed_input_size")) and not resizes
+    can_vary = not is_fixed and not resizes
     unit = measure_unit(network, patch, height, width) if can_vary else None
     registers = getattr(model, "reg_token", None)
     return EncoderSpec(
@@ -190,7 +104,7 @@ def _spec_of(name: ModelName, model: Any, network: nn.Module, is_dynamic: bool) 
         mean=_three(config["mean"]),
         std=_three(config["std"]),
         registers=0 if registers is None else registers.shape[1],
-        pos_embeds=("transformers", "hub") if is_dynamic else ("transformers",),
+        pos_embeds=("transformers", "hub") if resizes else ("transformers",),
         fixed_size=is_fixed,
         unit=unit,
     )
@@ -225,13 +139,13 @@ def _read(name: ModelName, sketch: Any) -> tuple[dict[str, Tensor], str]:
 
 
 def _build(
-    name: ModelName, card: Card, tensors: dict[str, Tensor], used: set[str], is_dynamic: bool
+    name: ModelName, card: Card, tensors: dict[str, Tensor], used: set[str], resizes: bool
 ) -> Any:
     """timm's own loading, which renames what older checkpoints call otherwise, made strict."""
-    more: dict[str, Any] = {"dynamic_img_size": True} if is_dynamic else {}
+    more: dict[str, Any] = {"dynamic_img_size": True} if resizes else {}
     try:
         with watched_loading() as reports:
-            model = _create(
+            model = create_model(
                 card, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(tensors)}, **more
             )
     except Exception as error:  # misshapen tensors, and whatever a filter trips over
@@ -264,25 +178,6 @@ def _build(
     return model
 
 
-@contextmanager
-def watched_loading() -> Iterator[list[Any]]:
-    """What load_state_dict finds lacking and unexpected: timm logs it, and keeps on."""
-    from torch import nn
-
-    original: Any = nn.Module.load_state_dict
-    reports: list[Any] = []
-
-    def load_state_dict(module: nn.Module, tensors: Any, **options: Any) -> Any:
-        reports.append(original(module, tensors, **{**options, "strict": False}))
-        return reports[-1]
-
-    nn.Module.load_state_dict = load_state_dict  # type: ignore[assignment,method-assign]
-    try:
-        yield reports
-    finally:
-        nn.Module.load_state_dict = original  # type: ignore[method-assign]
-
-
 # --- its map
 
 
@@ -298,7 +193,7 @@ def _last_map(name: ModelName, model: Any, swaps: bool) -> nn.Module:
             f"{name}: timm gives no map of it (no forward_intermediates); allowed are models whose "
             "forward_intermediates gives one"
         )
-    patch = int(model.feature_info[-1]["reduction"]) if _is_dynamic(model) else 1
+    patch = int(model.feature_info[-1]["reduction"]) if can_resize(model) else 1
     # Hiera and SAM 2's norm nothing before they pool, and refuse to: their norm is the head's.
     norm = "hiera" not in type(model).__name__.lower()
 
