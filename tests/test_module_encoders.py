@@ -30,7 +30,7 @@ from featprep.encoders.timm_catalogue import make_recipe
 from featprep.encoders.torchvision_catalogue import ARCHITECTURES, KNOWN, tag_of
 from featprep.encoders.torchvision_models import HEADS, last_map
 from featprep.errors import UsageError, WeightsError
-from featprep.resolve import by_patch
+from featprep.resolve import by_patch, norm_of
 from featprep.resolve import resolve as resolve_config
 from safetensors.torch import load_file, save_file
 from torchvision import models
@@ -229,6 +229,7 @@ def test_a_plain_name_of_torchvisions_has_its_own_size() -> None:
     config = EncodeConfig(input="in", output="out", model="efficientnet_b7", resize="crop")
     resolved = resolve_config(config, spec, "float32", by_patch(spec), is_plain=True)
     assert resolved.map_shape == (2560, 19, 19)
+    assert norm_of(config, spec) == "own"
 
 
 # --- position embeddings

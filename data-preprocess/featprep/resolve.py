@@ -151,7 +151,12 @@ def fingerprint(
 
 
 def norm_of(config: EncodeConfig, spec: EncoderSpec) -> str:
-    """The norm of the map: the family's own at its last block, which CLIP's map is taken before."""
+    """The norm of the map: DINOv2's last block and every projection are final-normed, CLIP's not.
+
+    own: as upstream's forward ends before it pools, which for most CNNs is with none.
+    """
+    if spec.family in ("timm", "torchvision"):
+        return "own"
     return "none" if spec.family == "clip" and config.feature == "patch" else "final"
 
 
