@@ -7,6 +7,7 @@ with the same weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,8 @@ def _spatial(model: Any, pixels: Tensor) -> AnyArray:
     """forward_features, which gives tokens, NHWC or NCHW, as (B, C, rows, columns)."""
     out: Tensor = model.forward_features(pixels)
     if out.ndim == 3:
-        grid = model.patch_embed.grid_size
+        # Hiera knows no grid; it takes squares alone, and its tokens come in rows once all is pooled.
+        grid = getattr(model.patch_embed, "grid_size", (math.isqrt(out.shape[1]),) * 2)
         prefix = getattr(model, "num_prefix_tokens", 0)
         out = out[:, prefix:].unflatten(1, tuple(grid)).movedim(-1, 1)  # type: ignore[no-untyped-call]
     elif getattr(model, "output_fmt", "NCHW") == "NHWC":
