@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip_towers
 import pytest
 import torch
 from featprep import certify
@@ -30,7 +31,14 @@ from featprep.encoders.base import (
 )
 from featprep.encoders.hf_known import KNOWN
 from featprep.encoders.openai_clip import import_clip, resample_positions
-from featprep.encoders.tiny import TINY, write_checkpoint, write_random, write_tiny
+from featprep.encoders.openclip_cards import KNOWN as OPEN_CLIP
+from featprep.encoders.tiny import (
+    TINY,
+    write_checkpoint,
+    write_openclip,
+    write_random,
+    write_tiny,
+)
 from featprep.encoders.torch_encoder import full_float32
 from featprep.errors import OutOfMemoryError, UsageError
 
@@ -51,9 +59,14 @@ HF = (
     "google/vit-base-patch16-224-in21k",
     "tiny",
 )
+OTHERS = [name for name in list_encoders() if not name.startswith("openclip:")]
+# Of open_clip's many, every kind of tower there is, made small.
+TOWERS = [name for name in open_clip_towers.TOWERS if name != "openclip:small/relpos"]
 ARCHITECTURES = [
-    *(name for name in list_encoders() if not name.startswith("hf:")),
+    *(name for name in OTHERS if name.startswith("clip:")),
     *(f"hf:{id}" for id in HF),
+    "openclip:tiny",
+    *TOWERS,
 ]
 CLIP_NAMES = "ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px, tiny"
 HF_NAMES = (
@@ -61,6 +74,14 @@ HF_NAMES = (
     "facebook/dinov2-with-registers-small, facebook/dinov2-with-registers-base, "
     "facebook/dinov2-with-registers-large, facebook/dinov2-with-registers-giant … tiny "
     f"(all {len(KNOWN) + 1}: featprep models hf:)"
+)
+OPEN_CLIP_NAMES = (
+    f"{', '.join(list(OPEN_CLIP)[:8])} … tiny (all {len(OPEN_CLIP) + 1}: featprep models openclip:)"
+)
+CLIP_ALLOWED = f"{CLIP_NAMES}, or clip:NAME=PATH, PATH a .pt file"
+OPEN_CLIP_ALLOWED = (
+    f"{OPEN_CLIP_NAMES}, openclip:hf-hub:ORG/NAME of the hub, or openclip:NAME=PATH, PATH a "
+    "checkpoint, or a folder with open_clip_config.json; NAME is ARCH/TAG or ARCH"
 )
 Load = Callable[..., Any]
 
@@ -76,8 +97,13 @@ def checkpoint(
     """(catalogue name, two blocks of it as local weights), for every encoder there is."""
     folder = tmp_path_factory.mktemp("checkpoint")
     family, _, id = request.param.partition(":")
-    path = write_tiny(family, folder) if id == "tiny" else write_random(request.param, folder, 2)
-    return request.param, named(path, family)
+    if request.param in TOWERS:
+        path = write_openclip(open_clip_towers.TOWERS[request.param], folder)
+    elif id == "tiny":
+        path = write_tiny(family, folder)
+    else:
+        path = write_random(request.param, folder, 2)
+    return request.param, ModelName(family, id if request.param in TOWERS else "test", str(path))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +130,7 @@ def images(count: int, height: int = 42, width: int = 70) -> np.ndarray[Any, Any
 
 def test_the_catalogue_is_what_the_tables_say() -> None:
     clip = [f"clip:{id}" for id in CLIP_NAMES.split(", ")]
-    assert list_encoders() == [*clip, *(f"hf:{id}" for id in (*KNOWN, "tiny"))]
+    assert [*clip, *(f"hf:{id}" for id in (*KNOWN, "tiny"))] == OTHERS
 
 
 @pytest.mark.parametrize("name", list_encoders())
@@ -119,6 +145,9 @@ def test_what_is_described_is_what_the_weights_hold(
     checkpoint: tuple[str, ModelName], encoder: Encoder
 ) -> None:
     name, local = checkpoint
+    if name in TOWERS:
+        assert describe(local) in (encoder.spec, None)  # None: a trunk that is in no table
+        return
     spec = describe(resolve(name, "any"))
     assert spec is not None
     depth = spec.depth if name.endswith("tiny") or "convnext" in name else 2
@@ -129,7 +158,7 @@ def test_what_is_described_is_what_the_weights_hold(
 def test_the_dimensions_are_the_published_ones() -> None:
     rows = {
         name: (spec.hidden_dim, spec.depth, spec.patch, spec.native_size[0], spec.projected_dim)
-        for name in list_encoders()
+        for name in OTHERS
         if (spec := describe(resolve(name, "any"))) and not spec.meaningless
         if name.startswith("clip:") or "dinov2" in name  # the others: test_huggingface
     }
@@ -166,8 +195,8 @@ def test_a_name_with_its_family_a_path_and_a_bare_name_are_told_apart(tmp_path: 
         (
             "RN50",
             "clip",
-            f"--model RN50: no such encoder; allowed is {CLIP_NAMES}, or clip:NAME=PATH, "
-            "PATH a .pt file.",
+            f"--model RN50: no such encoder; allowed is {CLIP_ALLOWED}; {OPEN_CLIP_ALLOWED}. "
+            "Did you mean RN50/cc12m?",
         ),
         (
             "clip:vit-l14",
@@ -193,7 +222,8 @@ def test_a_name_with_its_family_a_path_and_a_bare_name_are_told_apart(tmp_path: 
             "vit-b/32",
             "any",
             f"--model vit-b/32: no such encoder; allowed is FAMILY:NAME or FAMILY:NAME=PATH with "
-            f"clip: {CLIP_NAMES}; hf: {HF_NAMES}. Did you mean clip:ViT-B/32?",
+            f"clip: {CLIP_NAMES}; hf: {HF_NAMES}; openclip: {OPEN_CLIP_NAMES}. Did you mean "
+            "clip:ViT-B/32?",
         ),
         (
             "clip:x=/nowhere/at/all",
@@ -308,8 +338,12 @@ def test_parity_sh_exits_with_one_outside_tolerance_and_two_for_an_unknown_name(
 def test_grid_tokens_and_shapes_with_h_unlike_w(encoder: Encoder) -> None:
     p, spec = encoder.spec.patch, encoder.spec
     assert encoder.grid(2 * p, 5 * p) == (2, 5)
-    assert encoder.grid(2 * p + 3, 5 * p + p - 1) == (2, 5)
-    assert encoder.tokens(2 * p, 5 * p) == (spec.cls + spec.registers + 10, spec.hidden_dim)
+    if not spec.name.endswith("resnet"):  # whose first convolution is padded: a cell more
+        assert encoder.grid(2 * p + 3, 5 * p + p - 1) == (2, 5)
+    prefix = getattr(encoder, "prefix", 0)
+    if spec.family != "openclip":
+        assert prefix == spec.cls + spec.registers
+    assert encoder.tokens(2 * p, 5 * p) == (prefix + 10, spec.hidden_dim)
     maps = encoder.encode(images(2, 2 * p, 5 * p), Want())
     assert list(maps.maps) == [spec.depth - 1]
     assert maps.map.shape == (2, spec.hidden_dim, 2, 5)
@@ -661,7 +695,7 @@ def test_tiny_is_the_same_bytes_every_time_and_says_that_it_means_nothing(
     for one in sorted([first] if first.is_file() else first.iterdir()):
         other = tmp_path / "b" / one.name
         assert one.read_bytes() == other.read_bytes()
-    assert first.name == second.name or family == "hf"
+    assert first.name == second.name or family != "clip"
     encoder = load_encoder(resolve("tiny", family), LoadOptions())
     assert encoder.spec == describe(resolve(f"{family}:tiny", "any"))
     assert encoder.spec.meaningless

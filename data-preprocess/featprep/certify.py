@@ -7,9 +7,11 @@ ToTensor and Normalize. Knows no file of results and prints nothing.
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from featprep.encoders import load_encoder
 from featprep.encoders.base import EncoderSpec, Feature, LoadOptions, ModelName, Want
 from featprep.encoders.huggingface import quiet_transformers
 from featprep.encoders.openai_clip import MEAN, STD, import_clip
+from featprep.encoders.openclip import import_open_clip
 from featprep.records import AnyArray, UInt8
 
 if TYPE_CHECKING:
@@ -114,7 +117,9 @@ def clip_references(name: ModelName, cases: Sequence[Case]) -> Iterator[AnyArray
     kept: list[Any] = []
     visual.transformer.resblocks[-1].register_forward_hook(lambda *call: kept.append(call[-1]))
     for case in cases:
-        visual.positional_embedding.data = _transformers_positions(visual, native, case)
+        visual.positional_embedding.data = _transformers_positions(
+            native, visual.input_resolution, visual.conv1.kernel_size[0], case
+        )
         with torch.inference_mode():
             image = model.encode_image(_pixel_values(case.pixels, MEAN, STD))
             tokens = kept.pop().permute(1, 0, 2)
@@ -124,8 +129,8 @@ def clip_references(name: ModelName, cases: Sequence[Case]) -> Iterator[AnyArray
         yield _as_map(tokens[:, 1:], case, visual.conv1.kernel_size[0])
 
 
-def _transformers_positions(visual: Any, native: Tensor, case: Case) -> Tensor:
-    """Position embeddings for this size by transformers' own CLIPVisionEmbeddings."""
+def _transformers_positions(native: Tensor, side: int, patch: int, case: Case) -> Tensor:
+    """Position embeddings (1 + cells, C) of this size by transformers' own CLIPVisionEmbeddings."""
     import torch
     from transformers import CLIPVisionConfig
     from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
@@ -133,8 +138,8 @@ def _transformers_positions(visual: Any, native: Tensor, case: Case) -> Tensor:
     config: Any = CLIPVisionConfig(
         hidden_size=native.shape[1],
         num_attention_heads=1,
-        image_size=visual.input_resolution,
-        patch_size=visual.conv1.kernel_size[0],
+        image_size=side,
+        patch_size=patch,
     )
     embeddings: Any = CLIPVisionEmbeddings(config)
     embeddings.position_embedding.weight.data = native
@@ -175,6 +180,118 @@ def hf_references(name: ModelName, cases: Sequence[Case]) -> Iterator[AnyArray]:
         yield _as_map(tokens[:, tokens.shape[1] - cells :], case, patch)
 
 
+def openclip_references(name: ModelName, cases: Sequence[Case]) -> Iterator[AnyArray]:
+    """open_clip's create_model and encode_image, and a hook on the last block or stage."""
+    import torch
+
+    model = _open_clip_model(name)
+    visual, said = model.visual, import_open_clip().get_model_preprocess_cfg(model)
+    stage, patch, kept = _last_stage(visual), _stride(visual), list[Any]()
+    stage.register_forward_hook(lambda *call: kept.append(call[-1]))
+    native = {key: item.detach().clone() for key, item in visual.named_parameters()}
+    for case in cases:
+        _set_positions(visual, native, patch, case)
+        with torch.inference_mode():
+            image = model.encode_image(_pixel_values(case.pixels, said["mean"], said["std"]))
+            tokens = kept.pop()
+            tokens = tokens.flatten(2).mT if tokens.ndim == 4 else tokens
+            if case.feature == "projected":
+                tokens = _open_clip_head(visual, tokens, image)
+            elif hasattr(visual, "trunk") and getattr(visual.trunk, "global_pool", "") == "map":
+                tokens = visual.trunk.norm(tokens)
+        cells = (case.height // patch) * (case.width // patch)
+        yield _as_map(tokens[:, tokens.shape[1] - cells :], case, patch)
+
+
+def _open_clip_model(name: ModelName) -> Any:
+    from torch import nn
+
+    library, (arch, _, tag) = import_open_clip(), name.id.partition("/")
+    if name.path and Path(name.path).is_dir():
+        model = library.create_model(f"local-dir:{name.path}")
+    else:
+        said = library.get_pretrained_cfg(arch, tag)
+        quick = said.get("quick_gelu", False)
+        model = library.create_model(
+            arch,
+            pretrained=None if name.path else tag,
+            force_quick_gelu=quick,
+            force_preprocess_cfg=said,
+            pretrained_text=False,
+        )
+        if name.path:
+            state = library.factory.load_state_dict(name.path)
+            own = {key[7:]: item for key, item in state.items() if key.startswith("visual.")}
+            model.visual.load_state_dict(own)
+    if hasattr(model.visual, "attnpool"):  # made for one size: kept aside, for what is projected
+        model.visual.pool, model.visual.attnpool = model.visual.attnpool, nn.Identity()
+    return model.eval()
+
+
+def _last_stage(visual: Any) -> Any:
+    if hasattr(visual, "trunk"):
+        trunk = visual.trunk
+        return trunk.blocks[-1] if hasattr(trunk, "blocks") else trunk.stages[-1]
+    return visual.layer4 if hasattr(visual, "layer4") else visual.transformer.resblocks[-1]
+
+
+def _stride(visual: Any) -> int:
+    if hasattr(visual, "trunk"):
+        return int(visual.trunk.feature_info[-1]["reduction"])
+    return 32 if hasattr(visual, "layer4") else int(visual.patch_size[0])
+
+
+def _set_positions(visual: Any, native: dict[str, Tensor], patch: int, case: Case) -> None:
+    """transformers' interpolation in place of open_clip's and timm's, which antialias."""
+    import torch
+
+    owner, key = visual, "positional_embedding"
+    if hasattr(visual, "trunk"):
+        if not hasattr(visual.trunk, "set_input_size"):
+            return
+        visual.set_input_size((case.height, case.width))
+        owner, key = visual.trunk, "pos_embed"
+    if getattr(owner, key, None) is None:
+        return
+    table = native[key if owner is visual else f"trunk.{key}"]
+    rows, side = table.reshape(-1, table.shape[-1]), math.isqrt(table.shape[-2])
+    prefix = len(rows) - side**2
+    padded = torch.cat((rows[:1], rows[prefix:]))  # transformers' has one row before the cells
+    placed = _transformers_positions(padded, side * patch, patch, case)
+    getattr(owner, key).data = torch.cat((rows[:prefix], placed[1:])).reshape(
+        *table.shape[:-2], -1, table.shape[-1]
+    )
+
+
+def _open_clip_head(visual: Any, tokens: Tensor, image: Tensor) -> Tensor:
+    """The head on every token; on the pooled one it must be what encode_image returns."""
+    import torch
+    from torch.nn.functional import linear
+
+    if hasattr(visual, "pool"):
+        value, out = visual.pool.v_proj, visual.pool.c_proj
+        return linear(linear(tokens, value.weight, value.bias), out.weight, out.bias)
+    trunk = getattr(visual, "trunk", None)
+    averages = (
+        getattr(trunk, "global_pool", None) != "token" if trunk else visual.pool_type == "avg"
+    )
+
+    def head(rows: Tensor) -> Any:
+        if trunk is None:
+            return visual.ln_post(rows) @ visual.proj
+        if hasattr(trunk, "blocks"):
+            return visual.head(trunk.head(trunk.fc_norm(trunk.norm(rows))))
+        norm = trunk.head.norm  # ConvNeXt's, over channels
+        shape = rows.shape[-1:]
+        return visual.head(torch.layer_norm(rows, shape, norm.weight, norm.bias, norm.eps))
+
+    prefix = 1 if trunk is None else getattr(trunk, "num_prefix_tokens", 0)
+    pooled = tokens[:, prefix:].mean(1) if averages else tokens[:, 0]
+    torch.testing.assert_close(head(pooled), image, rtol=1e-4, atol=1e-4)
+    projected: Tensor = head(tokens)
+    return projected
+
+
 def _pixel_values(pixels: UInt8, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     import torch
     from torchvision.transforms import functional
@@ -192,4 +309,5 @@ def _as_map(cells: Tensor, case: Case, patch: int) -> AnyArray:
 REFERENCES: dict[str, Callable[[ModelName, Sequence[Case]], Iterator[AnyArray]]] = {
     "clip": clip_references,
     "hf": hf_references,
+    "openclip": openclip_references,
 }

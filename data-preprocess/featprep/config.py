@@ -130,6 +130,12 @@ class EncodeConfig:
     trust_weights: bool = _setting(
         False, kinds.switch(), "open a TorchScript archive that OpenAI did not publish"
     )
+    quick_gelu: bool | None = _setting(
+        None,
+        kinds.switch(),
+        "activation of an openclip:ARCH=FILE, whose tag is not known: QuickGELU, or GELU",
+        "as the tag says",
+    )
     plan: bool = _setting(False, kinds.switch(), "say what would be done, do nothing")
     quiet: bool = _setting(False, kinds.switch(), "errors and the closing lines only")
     verbose: bool = _setting(False, kinds.switch(), "every image's shapes")

@@ -97,7 +97,7 @@ def _geometry(config: EncodeConfig, spec: EncoderSpec, grid: Grid, is_plain: boo
 
 def _size(config: EncodeConfig, spec: EncoderSpec, is_plain: bool) -> tuple[int, int]:
     asked = config.size
-    if asked is None and is_plain and spec.family != "clip":  # CLIP's names say their size
+    if asked is None and is_plain and spec.family not in ("clip", "openclip"):  # names say it
         return PLAIN_SIZE, PLAIN_SIZE
     if asked is None or isinstance(asked, str):
         return spec.native_size

@@ -69,6 +69,7 @@ def open_session(
         pos_embed="hub" if config.pos_embed == "hub" else "transformers",
         trust_weights=config.trust_weights,
         feature="projected" if config.feature == "projected" else "patch",
+        quick_gelu=config.quick_gelu,
     )
     _check_early(config, name, precision)
     encoder = encoders.load_encoder(name, options)

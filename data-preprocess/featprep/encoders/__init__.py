@@ -11,20 +11,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from featprep.encoders import hf_config, hf_known, huggingface, openai_clip, tiny
+from featprep.encoders import hf_config, hf_known, huggingface, openai_clip, openclip, tiny
+from featprep.encoders.aliases import ALIASES
 from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName
 from featprep.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """`known`: published names. `local`: what a path leads to. `open_ids`: the hub has more."""
+    """`known`: published names. `local`: what a path leads to. `open_ids`: the hub has more, named
+    ORG/NAME after `hub_prefix`. `package`: what to install where no name is known."""
 
-    known: Mapping[str, EncoderSpec]
+    known: Mapping[str, EncoderSpec | None]
     describe: Callable[[ModelName], EncoderSpec | None]
     load: Callable[[ModelName, LoadOptions], Encoder]
     local: str
     open_ids: bool = False
+    hub_prefix: str = ""
+    package: str = ""
 
 
 FAMILIES = {
@@ -41,16 +45,27 @@ FAMILIES = {
         "a folder with config.json",
         open_ids=True,
     ),
+    "openclip": Family(
+        openclip.KNOWN,
+        openclip.describe,
+        openclip.load,
+        "a checkpoint, or a folder with open_clip_config.json; NAME is ARCH/TAG or ARCH",
+        open_ids=True,
+        hub_prefix="hf-hub:",
+        package="open_clip_torch",
+    ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What a command takes. `kinds`: of hf: these model types alone; empty: all."""
+    """What a command takes; bare paths and `tiny` are of its first family. `kinds`: of hf: these
+    model types alone; empty: all. `pattern`: what makes `featprep models` list them."""
 
     title: str
     families: tuple[str, ...]
     kinds: tuple[str, ...] = ()
+    pattern: str = ""
 
     def names(self, family: str) -> list[str]:
         """The names of a family that the command knows, tiny among them."""
@@ -63,14 +78,12 @@ class Scope:
 
 # What the entry scripts take; of hub ids and paths, their config.json decides as they are read.
 SCRIPTS = {
-    "clip": Scope("clip: encoders", ("clip",)),
-    "dino": Scope("DINOv2 and DINOv3", ("hf",), hf_config.DINO),
+    "clip": Scope("clip: and openclip: encoders", ("clip", "openclip")),
+    "dino": Scope("DINOv2 and DINOv3", ("hf",), hf_config.DINO, "dino"),
 }
-SCOPES = {
-    **{name: Scope(f"{name}: encoders", (name,)) for name in FAMILIES},
-    **SCRIPTS,
-    "any": Scope("any encoder", tuple(FAMILIES)),
-}
+ANY = Scope("any encoder", tuple(FAMILIES))
+OF_FAMILY = {name: Scope(f"{name}: encoders", (name,)) for name in FAMILIES}
+SCOPES = {**OF_FAMILY, **SCRIPTS, "any": ANY}
 _SHOWN = 12  # names in a refusal; of a longer list, the first eight
 
 
@@ -82,33 +95,37 @@ def list_encoders() -> list[str]:
 def resolve(value: str, scope: str) -> ModelName:
     """What `--model VALUE` names in a command of a scope (SCOPES). Raises UsageError.
 
-    FAMILY:ID, FAMILY:ID=PATH, a known name, or, in a command of one family, a path.
+    FAMILY:ID, FAMILY:ID=PATH, a known name, an alias, or, in a command other than `any`, a path.
     """
+    value = ALIASES.get(value, value)
     taken = SCOPES[scope]
     head, colon, rest = value.partition(":")
     if colon and head in FAMILIES:
         if head not in taken.families or rest in set(FAMILIES[head].known) - set(taken.names(head)):
-            raise UsageError(_elsewhere(value, scope))
+            raise UsageError(_elsewhere(value, taken))
         return replace(_spelled(value, head, rest), kinds=taken.kinds)
     plain = _plain(value, taken)
     if plain is not None:
         return plain
     for family, row in FAMILIES.items():
         if value in row.known and scope in SCRIPTS:
-            raise UsageError(_elsewhere(f"{family}:{value}", scope))
-    raise UsageError(_unknown(value, scope, value))
+            raise UsageError(_elsewhere(f"{family}:{value}", taken))
+    raise UsageError(_unknown(value, taken, value))
 
 
 def _plain(value: str, taken: Scope) -> ModelName | None:
-    """A bare value: a known name first, then, in a command of one family, a path."""
+    """A bare value: a known name first, then a path, which, as `tiny`, is of the first family."""
+    own = None if taken is ANY else taken.families[0]
+    if own and value == "tiny":
+        return ModelName(own, value, is_plain=True, kinds=taken.kinds)
     owners = [family for family in taken.families if value in taken.names(family)]
     if len(owners) == 1:
         scripts = [script for script in SCRIPTS.values() if owners[0] in script.families]
         is_script_name = any(value in script.names(owners[0]) for script in scripts)
         return ModelName(owners[0], value, is_plain=is_script_name, kinds=taken.kinds)
-    if len(taken.families) == 1 and Path(value).exists():
+    if own and Path(value).exists():
         id = Path(value).resolve().name
-        return ModelName(taken.families[0], id, value, is_plain=True, kinds=taken.kinds)
+        return ModelName(own, id, value, is_plain=True, kinds=taken.kinds)
     return None
 
 
@@ -121,6 +138,9 @@ def describe(name: ModelName) -> EncoderSpec | None:
 
 def load_encoder(name: ModelName, options: LoadOptions) -> Encoder:
     """Load it, weights from the path, the library's cache or the network. Raises WeightsError."""
+    if options.quick_gelu is not None and name.family != "openclip":
+        flag = "--quick_gelu" if options.quick_gelu else "--no_quick_gelu"
+        raise UsageError(f"{flag}: it is for openclip:ARCH=FILE; drop it for {name}")
     if name.id == "tiny" and name.path is None:
         return tiny.load_tiny(name, options)
     return FAMILIES[name.family].load(name, options)
@@ -135,16 +155,21 @@ def _spelled(value: str, family: str, rest: str) -> ModelName:
                 f"--model {value}: no such path; allowed is {family}:NAME=PATH, PATH {row.local}"
             )
         return ModelName(family, id, path)
-    if id in row.known or id == "tiny" or (row.open_ids and _is_hub_id(id)):
+    if id in row.known or id == "tiny":
         return ModelName(family, id)
-    raise UsageError(_unknown(value, family, id))
+    if row.open_ids and id.startswith(row.hub_prefix) and _is_hub_id(id, row.hub_prefix):
+        return ModelName(family, id)
+    if row.package and not row.known:
+        raise UsageError(f"--model {value}: needs {row.package}; type: pip install {row.package}")
+    raise UsageError(_unknown(value, OF_FAMILY[family], id))
 
 
-def _is_hub_id(id: str) -> bool:
+def _is_hub_id(id: str, prefix: str) -> bool:
     import huggingface_hub.utils
     from huggingface_hub.errors import HFValidationError
 
     library: Any = huggingface_hub.utils
+    id = id.removeprefix(prefix)
     try:
         library.validate_repo_id(id)
     except HFValidationError:
@@ -152,7 +177,7 @@ def _is_hub_id(id: str) -> bool:
     return id.count("/") == 1
 
 
-def _elsewhere(value: str, scope: str) -> str:
+def _elsewhere(value: str, taken: Scope) -> str:
     """FAMILY:ID that this command does not take."""
     family, _, id = value.partition(":")
     commands = [
@@ -161,43 +186,41 @@ def _elsewhere(value: str, scope: str) -> str:
         if family in script.families and (not script.kinds or hf_known.kind_of(id) in script.kinds)
     ]
     return (
-        f"--model {value}: this command takes {SCOPES[scope].title}; allowed is {_allowed(scope)}; "
+        f"--model {value}: this command takes {taken.title}; allowed is {_allowed(taken)}; "
         f"for this one use {' or '.join([*commands, f'featprep encode --model {value}'])}"
     )
 
 
-def _unknown(value: str, scope: str, id: str) -> str:
-    return f"--model {value}: no such encoder; allowed is {_allowed(scope)}.{_hint(id, scope)}"
+def _unknown(value: str, taken: Scope, id: str) -> str:
+    return f"--model {value}: no such encoder; allowed is {_allowed(taken)}.{_hint(id, taken)}"
 
 
-def _allowed(scope: str) -> str:
-    families = SCOPES[scope].families
-    if scope == "any":
-        rows = "; ".join(f"{family}: {_names(family, scope)}" for family in families)
+def _allowed(taken: Scope) -> str:
+    if taken is ANY:
+        rows = "; ".join(f"{family}: {_names(family, taken)}" for family in taken.families)
         return f"FAMILY:NAME or FAMILY:NAME=PATH with {rows}"
-    return "; ".join(_allowed_of(family, scope) for family in families)
+    return "; ".join(_allowed_of(family, taken) for family in taken.families)
 
 
-def _allowed_of(family: str, scope: str) -> str:
+def _allowed_of(family: str, taken: Scope) -> str:
     row = FAMILIES[family]
-    hub = f", {family}:ORG/NAME of the hub" if row.open_ids else ""
-    return f"{_names(family, scope)}{hub}, or {family}:NAME=PATH, PATH {row.local}"
+    hub = f", {family}:{row.hub_prefix}ORG/NAME of the hub" if row.open_ids else ""
+    return f"{_names(family, taken)}{hub}, or {family}:NAME=PATH, PATH {row.local}"
 
 
-def _names(family: str, scope: str) -> str:
-    names = SCOPES[scope].names(family)
+def _names(family: str, taken: Scope) -> str:
+    names = taken.names(family)
     if len(names) <= _SHOWN:
         return ", ".join(names)
-    pattern = scope if SCOPES[scope].kinds else f"{family}:"
+    pattern = taken.pattern or f"{family}:"
     return f"{', '.join(names[:8])} … tiny (all {len(names)}: featprep models {pattern})"
 
 
-def _hint(id: str, scope: str) -> str:
+def _hint(id: str, taken: Scope) -> str:
     """' Did you mean X?', the name nearest to what was typed, spelled as this command wants it."""
-    taken = SCOPES[scope]
     names = {
-        known.casefold(): f"{family}:{known}" if scope == "any" else known
-        for family in taken.families
+        known.casefold(): f"{family}:{known}" if taken is ANY else known
+        for family in reversed(taken.families)  # the first wins where two spell a name alike
         for known in taken.names(family)
         if known != "tiny"
     }

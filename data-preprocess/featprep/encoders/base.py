@@ -97,6 +97,7 @@ class LoadOptions:
     pos_embed: PosEmbed = "transformers"
     trust_weights: bool = False
     feature: Feature = "patch"
+    quick_gelu: bool | None = None  # None: as the checkpoint's tag says
 
 
 class Encoder(Protocol):

@@ -14,7 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featprep.encoders import hf_known, hf_shapes, huggingface, openai_clip, weights
+from featprep.encoders import (
+    hf_known,
+    hf_shapes,
+    huggingface,
+    openai_clip,
+    openclip,
+    openclip_cards,
+    weights,
+)
 from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName
 from featprep.encoders.hf_config import spec_of
 from featprep.errors import UsageError
@@ -28,13 +36,21 @@ TINY = {
         meaningless=True,
     ),
     "hf": replace(spec_of("hf:tiny", *hf_known.dinov2(64, 3)), meaningless=True),
+    "openclip": replace(
+        openai_clip.make_spec("tiny", patch=14, width=64, depth=3, side=224, projected=32),
+        name="openclip:tiny",
+        family="openclip",
+        pos_embeds=("transformers", "hub"),
+        meaningless=True,
+    ),
 }
 _TEXT_WIDTH, _CONTEXT, _VOCABULARY = 64, 77, 49408
+_GAINS = ("lambda1", "logit_scale", "gamma", "layer_scale", "running_var")
 
 
 def load_tiny(name: ModelName, options: LoadOptions) -> Encoder:
     """The family's tiny encoder, written to a temporary folder and loaded as a real one is."""
-    loaders = {"clip": openai_clip.load, "hf": huggingface.load}
+    loaders = {"clip": openai_clip.load, "hf": huggingface.load, "openclip": openclip.load}
     with tempfile.TemporaryDirectory(prefix="featprep-tiny-") as folder:
         path = write_tiny(name.family, Path(folder))
         encoder: Encoder = loaders[name.family](replace(name, path=str(path)), options)
@@ -44,13 +60,17 @@ def load_tiny(name: ModelName, options: LoadOptions) -> Encoder:
 
 
 def write_tiny(family: str, folder: Path) -> Path:
-    """Write the tiny checkpoint of a family; returns its folder (hf) or file (clip)."""
+    """Write the tiny checkpoint of a family; returns its folder, or file (clip)."""
     return write_checkpoint(TINY[family], folder)
 
 
 def write_random(name: str, folder: Path, layers: int | None = None) -> Path:
     """Write random weights of a known encoder, FAMILY:ID: all of its blocks, or the first few."""
     family, _, id = name.partition(":")
+    if family == "openclip":
+        card = openclip_cards.card_of(ModelName(family, id))
+        depth = {"layers": layers} if layers and card.has_activation else {}
+        return write_openclip(card, folder, **depth)
     if family == "hf" and id in hf_known.FILES:
         config, processor = hf_known.FILES[id]
         return write_folder((shorten(config, layers), processor), folder)
@@ -74,10 +94,8 @@ def shorten(config: dict[str, Any], layers: int | None) -> dict[str, Any]:
 
 
 def write_checkpoint(spec: EncoderSpec, folder: Path) -> Path:
-    """Write random weights of the architecture that `spec` describes: clip's, or DINOv2's for hf.
-
-    Same bytes every time.
-    """
+    """Write random weights of the architecture that `spec` describes: a ViT of clip's or
+    open_clip's, or DINOv2's for hf. Same bytes every time."""
     if spec.family == "hf":
         files = hf_known.dinov2(
             spec.hidden_dim,
@@ -87,6 +105,16 @@ def write_checkpoint(spec: EncoderSpec, folder: Path) -> Path:
             side=spec.native_size[0],
         )
         return write_folder(files, folder)
+    if spec.family == "openclip":
+        vision = {
+            "image_size": spec.native_size[0],
+            "layers": spec.depth,
+            "width": spec.hidden_dim,
+            "patch_size": spec.patch,
+        }
+        said = {"mean": spec.mean, "std": spec.std}
+        config = {"embed_dim": spec.projected_dim, "vision_cfg": vision}
+        return write_openclip(openclip_cards.Card(config, said, quick_gelu=True), folder)
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,6 +145,33 @@ def write_folder(files: hf_known.Files, folder: Path) -> Path:
     return folder
 
 
+def write_openclip(card: openclip_cards.Card, folder: Path, **vision: object) -> Path:
+    """Write random weights in the hub's format: open_clip_config.json and open_clip_model.
+    `vision`: replaces entries of vision_cfg. Every tower that open_clip can build."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "embed_dim": card.config["embed_dim"],
+        "vision_cfg": {**card.vision, **vision},
+        "text_cfg": openclip.NO_TEXT,
+        "quick_gelu": bool(card.quick_gelu),
+    }
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    said = {key: card.preprocess[key] for key in keys if key in card.preprocess}
+    content = {"model_cfg": config, "preprocess_cfg": said}
+    (folder / openclip_cards.CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+    name = ModelName("openclip", "random", str(folder))
+    model, _ = openclip.build(
+        openclip.import_open_clip(), name, openclip_cards.card_of(name, folder), False
+    )
+    state = model.state_dict()
+    drawn = _draw({key: tuple(item.shape) for key, item in state.items()})
+    kept = {key: item.to(state[key].dtype) for key, item in drawn.items()}
+    save_file(kept, folder / openclip_cards.WEIGHTS[0], {"format": "pt"})
+    return folder
+
+
 def _draw(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Random float32 tensors that keep activations finite and varied at any depth.
 
@@ -131,10 +186,9 @@ def _draw(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
         normal = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(
             shape, dtype=np.float32
         )
-        is_norm = name.endswith(".weight") and len(shape) == 1
-        is_gain = is_norm or name.endswith(("lambda1", "gamma", "logit_scale"))
+        is_gain = name.endswith(_GAINS) or (name.endswith("weight") and len(shape) == 1)
         inputs = shape[0] if name.endswith("proj") else int(np.prod(shape[1:]))
-        small = len(shape) < 2 or "token" in name or "embedding" in name.split(".")[-1]
+        small = len(shape) < 2 or "token" in name or "embed" in name.split(".")[-1]
         scale = 0.1 if is_gain or small else inputs**-0.5
         drawn[name] = torch.from_numpy(np.asarray(normal * np.float32(scale) + np.float32(is_gain)))
     return drawn

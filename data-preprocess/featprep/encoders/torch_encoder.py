@@ -52,6 +52,16 @@ class TorchEncoder(ABC):
         """Normalised (B, 3, H, W) → (B, tokens, C), the cells last, row by row."""
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
+        rows, columns = self._cells(height, width)
+        if min(rows, columns) < 1:
+            raise UsageError(
+                f"--size {height},{width}: smaller than a patch of {self.spec.name}; allowed are "
+                f"multiples of {self.spec.patch}"
+            )
+        return rows, columns
+
+    def _cells(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns), below one where the input is too small."""
         rows, columns = (
             (side + 2 * padding - kernel) // stride + 1
             for side, kernel, stride, padding in zip(
@@ -62,11 +72,6 @@ class TorchEncoder(ABC):
                 strict=True,
             )
         )
-        if min(rows, columns) < 1:
-            raise UsageError(
-                f"--size {height},{width}: smaller than a patch of {self.spec.name}; allowed are "
-                f"multiples of {self.spec.patch}"
-            )
         return rows, columns
 
     def tokens(self, height: int, width: int) -> tuple[int, int]:

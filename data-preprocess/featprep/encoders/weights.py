@@ -29,7 +29,7 @@ PROCESSOR = "preprocessor_config.json"
 # In the order in which transformers looks for them.
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_TIMEOUT_S = 15  # urllib has none of its own: an address that never answers would hang for minutes
+TIMEOUT_S = 15  # urllib has none of its own: an address that never answers would hang for minutes
 
 
 def is_offline() -> bool:
@@ -88,11 +88,16 @@ def read_json(path: Path, name: ModelName) -> dict[str, Any]:
 
 
 def read_tensors(
-    path: Path, name: ModelName, published: Collection[str] = (), trust: bool = False
+    path: Path,
+    name: ModelName,
+    published: Collection[str] = (),
+    trust: bool = False,
+    inside: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """The tensors of a state dict, a safetensors file or a TorchScript archive, on the CPU.
 
     An archive holds code that runs on opening: its sha256 must be among `published`, or `trust`.
+    `inside`: keys under which a training state may hold its state dict.
     """
     if not path.is_file():
         raise WeightsError(f"{name}: no file {path}; give the path of a .pt or .safetensors file")
@@ -108,6 +113,10 @@ def read_tensors(
             f"{name}: {path} refused: not tensors alone, or broken; allowed is a file made with "
             f"torch.save(model.state_dict(), FILE), or safetensors ({why})"
         ) from error
+    if isinstance(loaded, Mapping):
+        loaded = next(
+            (loaded[key] for key in inside if isinstance(loaded.get(key), Mapping)), loaded
+        )
     return _plain(loaded, path, name)
 
 
@@ -171,7 +180,7 @@ def published_file(
             f"{name}: {target} {state} and HF_HUB_OFFLINE closes downloads; unset it, {way_out}"
         )
     try:
-        with _quiet():
+        with quiet():
             return Path(download(url, str(cache))), f"downloaded from {url}"
     except Exception as error:  # urllib's, tqdm's and the library's own checksum error
         raise WeightsError(f"{name}: download failed ({one_line(error)}); {way_out}") from error
@@ -205,10 +214,10 @@ def hub_folder(name: ModelName) -> tuple[Path, str]:
             f"unset it, or {way_out}"
         )
     try:
-        with _quiet():
+        with quiet():
             return _download(name.id), f"downloaded from {constants.ENDPOINT}"
     except Exception as error:  # the hub's, its HTTP library's and the disk's
-        reason = _hub_reason(error, constants.ENDPOINT)
+        reason = hub_reason(error, constants.ENDPOINT)
         raise WeightsError(f"{name}: {reason}, or {way_out}") from error
 
 
@@ -241,7 +250,7 @@ def _download(repo_id: str) -> Path:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     # One question without retries: hf_hub_download asks an unreachable host six times, 23 s in all.
-    get_hf_file_metadata(hf_hub_url(repo_id, CONFIG), timeout=_TIMEOUT_S)
+    get_hf_file_metadata(hf_hub_url(repo_id, CONFIG), timeout=TIMEOUT_S)
     folder = Path(hf_hub_download(repo_id, CONFIG)).parent
 
     def fetch(filename: str) -> Path | None:
@@ -263,7 +272,7 @@ def _download(repo_id: str) -> Path:
     raise WeightsError(f"the repository holds neither {_WEIGHTS[0]} nor {_WEIGHTS[1]}")
 
 
-def _hub_reason(error: Exception, endpoint: str) -> str:
+def hub_reason(error: Exception, endpoint: str) -> str:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     if isinstance(error, GatedRepoError):
@@ -274,12 +283,12 @@ def _hub_reason(error: Exception, endpoint: str) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Downloads that give up in seconds, and say so in our words alone; progress bars stay."""
     hub_log, timeout = logging.getLogger("huggingface_hub"), socket.getdefaulttimeout()
     level = hub_log.level
     hub_log.setLevel(logging.CRITICAL)
-    socket.setdefaulttimeout(_TIMEOUT_S)
+    socket.setdefaulttimeout(TIMEOUT_S)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
