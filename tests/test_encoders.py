@@ -404,10 +404,11 @@ def test_a_bright_cell_shows_at_its_own_row_and_column(load: Load, family: str) 
 def test_what_an_encoder_lacks_is_refused_with_what_there_is(load: Load, family: str) -> None:
     encoder = load(family)
     with pytest.raises(UsageError) as refusal:
-        encoder.encode(images(1), Want(layers=(0,)))
-    assert str(refusal.value) == (
-        f"--layer 0: of {family}:test, allowed is -1 (or 2), the last block"
-    )
+        encoder.encode(images(1), Want(layers=(3,)))
+    unit = " has 3 blocks; allowed are 0 to 2, or -1 (the last) to -3"
+    if not encoder.spec.has_layers:
+        unit = ": allowed is -1 (or 2), the last block"
+    assert str(refusal.value).endswith(unit.removeprefix(":"))
     np.testing.assert_array_equal(
         encoder.encode(images(1), Want(layers=(2,))).map, encoder.encode(images(1), Want()).map
     )
@@ -421,7 +422,7 @@ def test_what_an_encoder_lacks_is_refused_with_what_there_is(load: Load, family:
 def test_projection_is_refused_where_there_is_none(load: Load) -> None:
     message = "--feature projected: hf:test has no projection; allowed is --feature patch"
     with pytest.raises(UsageError) as refusal:
-        load("hf", feature="projected")
+        load("hf", want=PROJECTED)
     assert str(refusal.value) == message
     with pytest.raises(UsageError) as refusal:
         load("hf").encode(images(1), PROJECTED)
@@ -498,7 +499,7 @@ def test_out_of_memory_is_ours_and_holds_on_to_nothing(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(encoder, "_tokens", fail)
+    monkeypatch.setattr(encoder, "_take", fail)
     with pytest.raises(OutOfMemoryError) as caught:
         encoder.encode(images(2), Want())
     assert str(caught.value) == "cpu has no room for a batch of 2"
@@ -513,7 +514,7 @@ def test_other_errors_of_the_library_are_not_taken_for_it(
     def fail(*_: object) -> None:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(encoder, "_tokens", fail)
+    monkeypatch.setattr(encoder, "_take", fail)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         encoder.encode(images(1), Want())
 
