@@ -75,7 +75,7 @@ class EncoderSpec:
     hidden_dim: int
     depth: int  # blocks (stages for CNNs)
     native_size: tuple[int, int]  # the size the position embeddings were made for
-    recipe: Recipe
+    recipe: Recipe | None  # None: each image its own size, as NaFlex has it
     mean: tuple[float, float, float]  # of pixels in [0, 1]
     std: tuple[float, float, float]
     projected_dim: int | None = None  # None: no projection of patches

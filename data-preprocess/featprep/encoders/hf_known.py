@@ -158,6 +158,25 @@ def siglip(
     return config, _processor("Siglip", _HALF, resample, _square(side))
 
 
+def naflex(width: int, depth: int, hidden: int, *, heads: int = 0) -> Files:
+    """SigLIP2 whose grid follows each image: 256 patches of 16 in any shape."""
+    tower = _vit(16, width, depth, 0, heads)
+    del tower["image_size"]
+    config = {
+        "architectures": ["Siglip2Model"],
+        "model_type": "siglip2",
+        "vision_config": {
+            "model_type": "siglip2_vision_model",
+            **tower,
+            "num_patches": 256,
+            "intermediate_size": hidden,
+        },
+    }
+    processor = _processor("Siglip2", _HALF, _BILINEAR, {})
+    del processor["size"]
+    return config, {**processor, "max_num_patches": 256, "patch_size": 16}
+
+
 def blip(architecture: str, width: int, depth: int) -> Files:
     config = {
         "architectures": [architecture],
@@ -237,6 +256,8 @@ FILES: dict[str, Files] = {
         for side in sides
     },
     "google/siglip2-base-patch32-256": siglip(32, 768, 12, 3072, 256, resample=2),
+    "google/siglip2-base-patch16-naflex": naflex(768, 12, 3072),
+    "google/siglip2-so400m-patch16-naflex": naflex(1152, 27, 4304, heads=16),
     "Salesforce/blip-image-captioning-base": blip(_CAPTION, 768, 12),
     "Salesforce/blip-image-captioning-large": blip(_CAPTION, 1024, 24),
     **{

@@ -183,7 +183,8 @@ class HuggingFaceEncoder(BlockEncoder):
         digest: str,
         origin: str,
     ) -> None:
-        super().__init__(spec, _patch_embedding(model), options, digest, origin)
+        super().__init__(spec, _patch_embedding(model, spec), options, digest, origin)
+        self._kind = kind
         self.model: Any = place(model.to(self._compute), spec, options.device)
         self.projection: Any = projection and place(
             projection.to(self._compute), spec, options.device
@@ -207,6 +208,8 @@ class HuggingFaceEncoder(BlockEncoder):
         return blocks
 
     def _run(self, pixels: Tensor) -> Any:
+        if self._kind.is_patchified:
+            return self.model(**cut_patches(pixels, self.spec.patch))
         return self.model(pixel_values=pixels, **self._flags)
 
     def _tokens_of(self, output: Any) -> Tensor:
@@ -236,7 +239,22 @@ class HuggingFaceEncoder(BlockEncoder):
         return self._project(result.last_hidden_state[:, 0] if is_normed else result.pooler_output)
 
 
-def _patch_embedding(model: nn.Module) -> Any:
+def cut_patches(pixels: Tensor, patch: int) -> dict[str, Tensor]:
+    """(B, 3, H, W) → what NaFlex takes: patches row by row, (B, N, patch · patch · 3), channels
+    last, as convert_image_to_patches of transformers' Siglip2ImageProcessor; what a patch does not
+    fill is cut off."""
+    import torch
+
+    rows, columns = (side // patch for side in pixels.shape[-2:])
+    whole = pixels[..., : rows * patch, : columns * patch]
+    cut = whole.unfold(2, patch, patch).unfold(3, patch, patch)  # (B, 3, rows, columns, p, p)
+    patches = cut.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
+    shapes = torch.tensor([[rows, columns]]).expand(len(pixels), 2)
+    mask = torch.ones(patches.shape[:2], dtype=torch.long, device=pixels.device)
+    return {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+
+
+def _patch_embedding(model: nn.Module, spec: EncoderSpec) -> Any:
     """All strided convolutions as one: the only one of a ViT, or ConvNeXt's stem and downsampling.
 
     None of them pads or overlaps, so their strides multiply.
@@ -244,7 +262,8 @@ def _patch_embedding(model: nn.Module) -> Any:
     from torch import nn
 
     strides = [conv.stride for conv in model.modules() if isinstance(conv, nn.Conv2d)]
-    stride = tuple(math.prod(axis) for axis in zip(*strides, strict=True))
+    # NaFlex has none: its patches come cut.
+    stride = tuple(math.prod(axis) for axis in zip(*strides, strict=True)) or (spec.patch,) * 2
     return SimpleNamespace(kernel_size=stride, stride=stride, padding=(0, 0))
 
 

@@ -99,9 +99,7 @@ def _check_norm(spec: EncoderSpec, want: Want) -> None:
     if want.feature != "patch" and want.norm == "none":
         raise UsageError(f"--norm none: --feature {want.feature} is after the final norm; drop it")
     if want.norm == "final" and spec.stages and want.layers != (spec.depth - 1,):
-        raise UsageError(
-            f"--norm final: the norm of {spec.name} is of its last stage; drop --layer"
-        )
+        raise UsageError(f"--norm final: the norm of {spec.name} is its last stage's; drop --layer")
     if want.norm not in spec.norms:
         raise UsageError(
             f"--norm {want.norm}: {spec.name} has no other map of it; allowed is --norm "
