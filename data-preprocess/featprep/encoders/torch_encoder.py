@@ -110,9 +110,9 @@ class TorchEncoder(ABC):
         import torch
 
         dtype, (height, width) = getattr(torch, want.dtype), pixels.shape[-2:]
+        rows, columns = self.grid(height, width, want.layers[0])  # refuses what does not fit
         with torch.inference_mode(), full_float32():
             taken = self._take(self.normalise(pixels), want)
-            rows, columns = self.grid(height, width, want.layers[0])
             first = taken.layers[want.layers[0]]
             prefix = first[:, : first.shape[1] - rows * columns] if want.prefix else None
             return FeatureMaps(

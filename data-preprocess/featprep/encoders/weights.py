@@ -49,7 +49,8 @@ def one_line(error: BaseException, width: int = 240) -> str:
 def digest(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> str:
     """sha256 over names, shapes and float32 values of the tensors used, and over `settings`.
 
-    Neither the container nor its precision counts: the same numbers have the same digest.
+    Neither the container nor its precision counts: the same numbers have the same digest. Nor does
+    the counter of BatchNorms, which training alone reads and not every file has.
     """
 
     def fingerprint(name: str) -> str:
@@ -58,8 +59,9 @@ def digest(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> str
         return f"{name} {tuple(tensor.shape)} {content}\n"
 
     total = hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode())
+    used = sorted(name for name in tensors if not name.endswith("num_batches_tracked"))
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter's lock
-        for line in pool.map(fingerprint, sorted(tensors)):
+        for line in pool.map(fingerprint, used):
             total.update(line.encode())
     return total.hexdigest()
 
