@@ -229,8 +229,8 @@ def test_models_shows_one_tag_of_each_architecture_unless_asked(capsys: Any) -> 
     assert (
         row.split()
         == (
-            f"openclip:ViT-B-16/openai 768 16 224×224 512 1 of {count} tags: featprep models "
-            "openclip:ViT-B-16/"
+            "openclip:ViT-B-16/openai 768 16 224×224 512 yes unknown unknown "
+            f"1 of {count} tags: featprep models openclip:ViT-B-16/"
         ).split()
     )
     assert cli.main(["models", "openclip:ViT-B-16/"]) == 0

@@ -79,7 +79,7 @@ class EncoderSpec:
     mean: tuple[float, float, float]  # of pixels in [0, 1]
     std: tuple[float, float, float]
     projected_dim: int | None = None  # None: no projection of patches
-    text: bool = False
+    text: bool = False  # whether a text tower belongs to it
     pooled: bool = False
     cls: bool = True  # whether a CLS token, or a pooled vector in its place, precedes the cells
     registers: int = 0
@@ -92,6 +92,15 @@ class EncoderSpec:
     pos_embeds: tuple[str, ...] = ("transformers",)  # conventions --pos_embed may name
     fixed_size: bool = False
     meaningless: bool = False  # seeded random weights (tiny)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a checkpoint's publisher states. `licence`: as the model card has it. `is_gated`: does
+    the hub give it only to those who accepted? None: not known."""
+
+    licence: str = "unknown"
+    is_gated: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

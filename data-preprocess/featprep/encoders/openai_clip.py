@@ -48,6 +48,7 @@ def make_spec(
         mean=MEAN,
         std=STD,
         projected_dim=projected,
+        text=True,
         pooled=True,
         final_norm=False,
         has_layers=True,

@@ -110,14 +110,15 @@ class TorchEncoder(ABC):
         import torch
 
         dtype, (height, width) = getattr(torch, want.dtype), pixels.shape[-2:]
+        grids = {layer: self.grid(height, width, layer) for layer in want.layers}  # refuses sizes
         with torch.inference_mode(), full_float32():
             taken = self._take(self.normalise(pixels), want)
-            rows, columns = self.grid(height, width, want.layers[0])
+            rows, columns = grids[want.layers[0]]
             first = taken.layers[want.layers[0]]
             prefix = first[:, : first.shape[1] - rows * columns] if want.prefix else None
             return FeatureMaps(
                 {
-                    layer: _to_host(_as_map(tokens, self.grid(height, width, layer)), dtype)
+                    layer: _to_host(_as_map(tokens, grids[layer]), dtype)
                     for layer, tokens in taken.layers.items()
                 },
                 prefix=None if prefix is None else _to_host(prefix, dtype),
