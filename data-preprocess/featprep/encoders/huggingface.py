@@ -13,11 +13,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from featprep.encoders import hf_config, weights
+from featprep.encoders import digests, hf_config, hub, weights
 from featprep.encoders.base import EncoderSpec, Feature, LoadOptions, ModelName
 from featprep.encoders.hf_config import MODEL_TYPES, ModelType, read_spec
 from featprep.encoders.hf_known import KNOWN
 from featprep.encoders.torch_encoder import TorchEncoder, check_feature, place
+from featprep.encoders.weights import Found
 from featprep.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -44,17 +45,15 @@ def describe(name: ModelName) -> EncoderSpec | None:
         return read_spec(name, Path(name.path))
     if name.id in KNOWN:
         return KNOWN[name.id]
-    config = weights.hub_config(name.id, weights.CONFIG)
+    config = hub.cached(name.id, weights.CONFIG)
     if config is None or not (config.parent / weights.PROCESSOR).is_file():
         return None
     return read_spec(name, config.parent)
 
 
 def load(name: ModelName, options: LoadOptions) -> HuggingFaceEncoder:
-    if name.path is not None:
-        folder, origin = Path(name.path), name.path
-    else:
-        folder, origin = weights.hub_folder(name)
+    found = find(name)
+    folder = found.path
     spec = read_spec(name, folder)
     check_feature(spec, options.feature)
     config = hf_config.read_config(name, folder)
@@ -63,9 +62,17 @@ def load(name: ModelName, options: LoadOptions) -> HuggingFaceEncoder:
     linear = _project(name, folder, spec, projection) if spec.projected_dim else None
     settings = {key: getattr(model.config, key, None) for key in _ARCHITECTURE}
     statistics = {"mean": spec.mean, "std": spec.std}
-    digest = weights.digest({**tensors, **projection}, {**settings, **statistics})
+    digest = digests.digest({**tensors, **projection}, {**settings, **statistics}, found.weights)
     kind = MODEL_TYPES[config["model_type"]]
-    return HuggingFaceEncoder(spec, kind, model, linear, options, digest, origin)
+    return HuggingFaceEncoder(spec, kind, model, linear, options, digest, found)
+
+
+def find(name: ModelName) -> Found:
+    """Its folder: local, in the hub's cache, or downloaded."""
+    if name.path is None:
+        return hub.folder(name)
+    files = weights.weight_files(Path(name.path))
+    return Found(Path(name.path), tuple(files), name.path, sha256=digests.hub_sha256(files))
 
 
 def _published_tensors(
@@ -74,12 +81,9 @@ def _published_tensors(
     """(tensors of the tower, of its projection), named as in the files less the tower's own name:
     transformers renames its own between releases."""
     kind, wanted = MODEL_TYPES[config["model_type"]], hf_config.projection_of(config)
-    files = weights.weight_files(folder)
-    if not files:
-        raise WeightsError(f"{name}: {folder} holds no weights; put model.safetensors there")
     tower: dict[str, Tensor] = {}
     projection: dict[str, Tensor] = {}
-    for file in files:
+    for file in weights.need_weight_files(name, folder):
         for key, item in weights.read_tensors(file, name).items():
             plain = key.removeprefix(kind.root)
             if plain.startswith(kind.used) and not plain.startswith(kind.unused):
@@ -170,9 +174,9 @@ class HuggingFaceEncoder(TorchEncoder):
         projection: nn.Module | None,
         options: LoadOptions,
         digest: str,
-        origin: str,
+        found: Found,
     ) -> None:
-        super().__init__(spec, _patch_embedding(model), options, digest, origin)
+        super().__init__(spec, _patch_embedding(model), options, digest, found)
         self.model: Any = place(model.to(self._compute), spec, options.device)
         self.projection: Any = projection and place(
             projection.to(self._compute), spec, options.device
