@@ -5,6 +5,7 @@ Knows no file and no image format.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -139,12 +140,14 @@ class Encoder(Protocol):
     """A loaded encoder. Row i of every output depends on image i alone.
 
     `digest`: hex sha256 over the tensors used and the settings that shape them. `origin`: where the
-    weights came from, for people ("hub cache", a path, "made here").
+    weights came from, for people ("hub cache", a path, "made here"). `weights_files`: file → sha256
+    of those whose publisher states it.
     """
 
     spec: EncoderSpec
     digest: str
     origin: str
+    weights_files: Mapping[str, str]
 
     def grid(self, height: int, width: int, layer: int = -1) -> tuple[int, int]:
         """Cells (rows, columns) the network makes of an input of this size, at a layer."""

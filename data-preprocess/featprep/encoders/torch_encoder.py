@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from featprep.encoders import wants
 from featprep.encoders.base import EncoderSpec, LoadOptions, Want, check_pos_embed
+from featprep.encoders.weights import Found
 from featprep.errors import OutOfMemoryError, UsageError
 from featprep.records import AnyArray, FeatureMaps, UInt8
 
@@ -45,13 +46,14 @@ class TorchEncoder(ABC):
     """`conv`: the patch embedding, which knows the grid. `prefix`: tokens before the cells."""
 
     def __init__(
-        self, spec: EncoderSpec, conv: nn.Module, options: LoadOptions, digest: str, origin: str
+        self, spec: EncoderSpec, conv: nn.Module, options: LoadOptions, digest: str, found: Found
     ) -> None:
         import torch
 
         self.spec = spec
         self.digest = digest
-        self.origin = origin
+        self.origin = found.origin
+        self.weights_files = found.sha256
         self.prefix = spec.cls + spec.registers
         self._conv: Any = conv
         self._options = options
