@@ -225,8 +225,8 @@ def test_models_shows_one_tag_of_each_architecture_unless_asked(capsys: Any) -> 
     assert (
         row.split()
         == (
-            f"openclip:ViT-B-16/openai 768 16 224×224 512 1 of {count} tags: featprep models "
-            "openclip:ViT-B-16/"
+            "openclip:ViT-B-16/openai 768 16 224×224 512 yes unknown unknown "
+            f"1 of {count} tags: featprep models openclip:ViT-B-16/"
         ).split()
     )
     assert cli.main(["models", "openclip:ViT-B-16/"]) == 0
@@ -371,15 +371,17 @@ def test_missing_weights_say_which_file_to_put_where(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    closed = f"not whole in {tmp_path} and HF_HUB_OFFLINE closes downloads; unset it, or get "
+    closed = "and HF_HUB_OFFLINE closes downloads; unset it, or"
     file = "open_clip_model.safetensors or open_clip_pytorch_model.bin"
+    both = f"open_clip_config.json and {file} of org/model"
+    own = f"{file} of timm/vit_base_patch32_clip_224.openai"
     assert done.stderr == ""
     assert done.stdout.splitlines() == [
-        f"{names[0]}: {closed}{file} of timm/vit_base_patch32_clip_224.openai and give the file as "
-        f"--model {names[0]}=FILE",
-        f"{names[1]}: {closed}open_clip_config.json and {file} of org/model and put "
-        "open_clip_config.json and open_clip_model.safetensors into a folder and give --model "
-        f"{names[1]}=FOLDER",
+        f"{names[0]}: {tmp_path} lacks {own} {closed} get {own} and give --model {names[0]}=FILE "
+        f"(featprep fetch {names[0]} --to DIR, where there is a network, writes it)",
+        f"{names[1]}: {tmp_path} lacks {both} {closed} put {both} into a folder and give --model "
+        f"{names[1]}=FOLDER (featprep fetch {names[1]} --to DIR, where there is a network, writes "
+        "it)",
     ]
 
 
@@ -388,7 +390,7 @@ def test_a_model_of_the_hub_is_found_in_its_cache(
 ) -> None:
     write_openclip(VIT, tmp_path)
     monkeypatch.setattr(
-        "featprep.encoders.weights.hub_config",
+        "featprep.encoders.hub._standing",
         lambda repo, file: path if (path := tmp_path / file).is_file() else None,
     )
     name = resolve("openclip:hf-hub:org/model", "any")

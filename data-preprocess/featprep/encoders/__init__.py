@@ -21,7 +21,7 @@ from featprep.encoders import (
     tiny,
 )
 from featprep.encoders.aliases import ALIASES
-from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName
+from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName, Terms
 from featprep.errors import UsageError
 
 
@@ -37,6 +37,7 @@ class Family:
     open_ids: bool = False
     hub_prefix: str = ""
     package: str = ""
+    terms: Callable[[str], Terms] = lambda id: Terms()
 
 
 FAMILIES = {
@@ -52,6 +53,7 @@ FAMILIES = {
         huggingface.load,
         "a folder with config.json",
         open_ids=True,
+        terms=hf_known.terms,
     ),
     "openclip": Family(
         openclip.KNOWN,
@@ -142,6 +144,11 @@ def describe(name: ModelName) -> EncoderSpec | None:
     if name.id == "tiny" and name.path is None:
         return tiny.TINY[name.family]
     return FAMILIES[name.family].describe(name)
+
+
+def terms_of(name: ModelName) -> Terms:
+    """Licence and gating of the published weights of this name."""
+    return FAMILIES[name.family].terms(name.id)
 
 
 def load_encoder(name: ModelName, options: LoadOptions) -> Encoder:

@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featprep.encoders import wants, weights
+from featprep.encoders import digests, downloads, wants, weights
 from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName
 from featprep.encoders.block_encoder import BlockEncoder
 from featprep.encoders.clip_positions import Positions, cast
 from featprep.encoders.openai_clip_cards import KNOWN, MEAN, STD, spec_of
 from featprep.encoders.openai_clip_resnet import OpenAIResNetEncoder
 from featprep.encoders.torch_encoder import TorchEncoder, place
+from featprep.encoders.weights import Found
 from featprep.errors import UsageError, WeightsError
 
 if TYPE_CHECKING:
@@ -31,23 +32,28 @@ def describe(name: ModelName) -> EncoderSpec | None:
 
 
 def load(name: ModelName, options: LoadOptions) -> TorchEncoder:
-    clip = import_clip()
-    urls: Mapping[str, str] = clip._MODELS
-    if name.path is None:
-        path, origin = weights.published_file(
-            name, urls[name.id], CACHE.expanduser(), clip._download
-        )
-    else:
-        path, origin = Path(name.path), name.path
+    found = find(name)
+    path, urls = found.path, import_clip()._MODELS
     published = {url.split("/")[-2] for url in urls.values()}
     tensors = weights.read_tensors(path, name, published, options.trust_weights)
     spec = spec_of(tensors, name, path)
     wants.check(spec, options.want)
     visual = _build(tensors, name, path)
     kind = "openai-clip-resnet" if spec.stages else "openai-clip-vit"
-    digest = weights.digest(visual.state_dict(), {"architecture": kind, "mean": MEAN, "std": STD})
+    settings = {"architecture": kind, "mean": MEAN, "std": STD}
+    digest = digests.digest(visual.state_dict(), settings, found.weights)
     encoder = OpenAIResNetEncoder if spec.stages else OpenAIClipEncoder
-    return encoder(spec, visual, options, digest, origin)
+    return encoder(spec, visual, options, digest, found)
+
+
+def find(name: ModelName) -> Found:
+    """Its file: local, in clip's cache, or downloaded by clip."""
+    if name.path is not None:
+        return weights.local_file(name.path)
+    clip = import_clip()
+    url: str = clip._MODELS[name.id]
+    sha256 = url.split("/")[-2]
+    return downloads.published_file(name, url, sha256, CACHE.expanduser(), clip._download)
 
 
 def import_clip() -> Any:
@@ -98,9 +104,9 @@ class OpenAIClipEncoder(BlockEncoder):
     """`visual` is clip's own module; hooks read its blocks, there is no other way."""
 
     def __init__(
-        self, spec: EncoderSpec, visual: Any, options: LoadOptions, digest: str, origin: str
+        self, spec: EncoderSpec, visual: Any, options: LoadOptions, digest: str, found: Found
     ) -> None:
-        super().__init__(spec, visual.conv1, options, digest, origin)
+        super().__init__(spec, visual.conv1, options, digest, found)
         cast(visual, self._compute)
         self.visual: Any = place(visual, spec, options.device)
         self._positions = Positions()

@@ -12,6 +12,7 @@ from featprep.encoders.base import EncoderSpec, LoadOptions, Want
 from featprep.encoders.clip_positions import Positions, cast
 from featprep.encoders.taps import run_and_take
 from featprep.encoders.torch_encoder import Taken, TorchEncoder, place
+from featprep.encoders.weights import Found
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,9 +26,9 @@ class OpenAIResNetEncoder(TorchEncoder):
     """
 
     def __init__(
-        self, spec: EncoderSpec, visual: Any, options: LoadOptions, digest: str, origin: str
+        self, spec: EncoderSpec, visual: Any, options: LoadOptions, digest: str, found: Found
     ) -> None:
-        super().__init__(spec, visual.conv1, options, digest, origin)
+        super().__init__(spec, visual.conv1, options, digest, found)
         from torch import nn
 
         cast(visual, self._compute)
