@@ -29,7 +29,7 @@ from featprep.encoders.base import (
     Want,
     check_pos_embed,
 )
-from featprep.encoders.clip_positions import resample_positions
+from featprep.encoders.clip_positions import resample
 from featprep.encoders.hf_known import KNOWN
 from featprep.encoders.openai_clip import import_clip
 from featprep.encoders.openclip_cards import KNOWN as OPEN_CLIP
@@ -347,9 +347,7 @@ def test_grid_tokens_and_shapes_with_h_unlike_w(encoder: Encoder) -> None:
         spec.name.endswith("resnet") or spec.stages
     ):  # whose first convolution is padded: a cell more
         assert encoder.grid(2 * p + 3, 5 * p + p - 1) == (2, 5)
-    prefix = getattr(encoder, "prefix", 0)
-    if spec.family != "openclip":
-        assert prefix == spec.cls + spec.registers
+    prefix = spec.cls + spec.registers
     assert encoder.tokens(2 * p, 5 * p) == (prefix + 10, spec.hidden_dim)
     maps = encoder.encode(images(2, 2 * p, 5 * p), Want())
     assert list(maps.maps) == [spec.depth - 1]
@@ -689,7 +687,7 @@ def test_clip_keeps_few_resampled_grids_and_its_own_positions_untouched(load: Lo
         encoder.encode(images(1, 14, 14 * columns), Want())
     assert len(encoder._positions.grids) == 8
     assert torch.equal(encoder.visual.positional_embedding, own)
-    assert resample_positions(own, (16, 16)) is own
+    assert resample(own, (16, 16), (16, 16), antialias=False) is own
 
 
 # --- tiny

@@ -135,11 +135,11 @@ def test_one_weight_set_gives_one_map_through_clip_and_through_open_clip(
     save_file(visual, folder / WEIGHTS[0])
     theirs = load(folder, "openclip")
     for size in ((96, 96), (64, 160)):
-        for want in (Want(), PROJECTED):
-            ours = encoder.encode(images(2, *size), want).map
-            np.testing.assert_allclose(
-                ours, theirs.encode(images(2, *size), want).map, rtol=0, atol=2e-5
-            )
+        for want in (PATCH, PROJECTED, Want(pooled=True), Want(layers=(1,))):
+            one, other = (each.encode(images(2, *size), want) for each in (encoder, theirs))
+            np.testing.assert_allclose(one.map, other.map, rtol=0, atol=2e-5)
+            if want.pooled:
+                np.testing.assert_allclose(one.pooled, other.pooled, rtol=0, atol=2e-5)
     assert card_of(ModelName("openclip", "RN50/openai")).is_resnet
 
 

@@ -18,8 +18,19 @@ import torch
 from featprep import certify, cli
 from featprep.encoders import ALIASES, describe, list_encoders, load_encoder, resolve
 from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName, Recipe, Want
-from featprep.encoders.openclip_cards import CONFIG, KNOWN, WEIGHTS, Card, card_of, shape_of, tags
-from featprep.encoders.openclip_towers import module_shape, resample
+from featprep.encoders.clip_positions import resample
+from featprep.encoders.openclip_cards import (
+    CONFIG,
+    KNOWN,
+    WEIGHTS,
+    Card,
+    card_of,
+    make_spec,
+    shape_of,
+    tags,
+)
+from featprep.encoders.openclip_towers import make_tower, module_shape
+from featprep.encoders.taps import has_attention
 from featprep.encoders.tiny import TINY, write_openclip, write_random, write_tiny
 from featprep.errors import UsageError, WeightsError
 from safetensors.torch import load_file, save_file
@@ -119,6 +130,9 @@ def test_shapes_said_without_torch_are_those_of_the_modules() -> None:
                 text_cfg={"width": 8, "heads": 1, "layers": 1, "vocab_size": 1},
             )
         assert module_shape(model.visual) == shape, arch
+        name = ModelName("openclip", arch)
+        tower = make_tower(model.visual, model.visual, "transformers")
+        assert make_spec(name, card, shape).has_facets == all(map(has_attention, tower.blocks))
     assert len(seen) > 25
 
 
