@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from featprep.encoders import hf_config, hf_known, huggingface, openai_clip, openclip, tiny
+from featprep.encoders import (
+    hf_config,
+    hf_known,
+    huggingface,
+    openai_clip,
+    openai_clip_cards,
+    openclip,
+    tiny,
+)
 from featprep.encoders.aliases import ALIASES
 from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName, Terms
 from featprep.errors import UsageError
@@ -34,7 +42,7 @@ class Family:
 
 FAMILIES = {
     "clip": Family(
-        openai_clip.KNOWN,
+        openai_clip_cards.KNOWN,
         openai_clip.describe,
         openai_clip.load,
         "a .pt file",
