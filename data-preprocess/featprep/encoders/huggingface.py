@@ -71,8 +71,7 @@ def find(name: ModelName) -> Found:
     """Its folder: local, in the hub's cache, or downloaded."""
     if name.path is None:
         return hub.folder(name)
-    files = weights.weight_files(Path(name.path))
-    return Found(Path(name.path), tuple(files), name.path, sha256=digests.hub_sha256(files))
+    return weights.local_folder(name.path)
 
 
 def _published_tensors(

@@ -125,7 +125,8 @@ def _local_folder(name: ModelName, folder: Path) -> Found:
     held = [folder / file for file in WEIGHTS if (folder / file).is_file()]
     if not held:
         raise WeightsError(f"{name}: {folder} holds no weights; put {WEIGHTS[0]} there")
-    return Found(folder, (held[0],), str(folder), sha256=digests.hub_sha256(held[:1]))
+    others = tuple(file for file in (folder / CONFIG,) if file.is_file())
+    return Found(folder, (held[0],), str(folder), others, digests.hub_sha256(held[:1]))
 
 
 def _activation(name: ModelName, card: Card, asked: bool | None) -> bool:

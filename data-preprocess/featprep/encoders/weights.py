@@ -7,13 +7,13 @@ from __future__ import annotations
 import json
 import warnings
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featprep.encoders.base import ModelName
-from featprep.encoders.digests import file_sha256
+from featprep.encoders.digests import file_sha256, hub_sha256
 from featprep.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -59,6 +59,13 @@ def one_line(error: BaseException, width: int = 240) -> str:
 def local_file(path: str) -> Found:
     """Of FAMILY:NAME=FILE."""
     return Found(Path(path), (Path(path),), path)
+
+
+def local_folder(path: str, configs: Sequence[str] = (CONFIG, PROCESSOR)) -> Found:
+    """Of FAMILY:NAME=FOLDER, in the form of transformers and timm; what is lacking shows later."""
+    folder, held = Path(path), weight_files(Path(path))
+    others = tuple(folder / file for file in configs if (folder / file).is_file())
+    return Found(folder, tuple(held), path, others, hub_sha256(held))
 
 
 # --- reading
