@@ -80,16 +80,16 @@ def _published_tensors(
     """(tensors of the tower, of its projection), named as in the files less the tower's own name:
     transformers renames its own between releases."""
     kind, wanted = MODEL_TYPES[config["model_type"]], hf_config.projection_of(config)
-    tower: dict[str, Tensor] = {}
-    projection: dict[str, Tensor] = {}
+    tower: list[tuple[str, Tensor]] = []
+    projection: list[tuple[str, Tensor]] = []
     for file in weights.need_weight_files(name, folder):
         for key, item in weights.read_tensors(file, name).items():
             plain = key.removeprefix(kind.root)
             if plain.startswith(kind.used) and not plain.startswith(kind.unused):
-                tower[plain.replace(*kind.renamed) if kind.renamed else plain] = item
+                tower.append((plain.replace(*kind.renamed) if kind.renamed else plain, item))
             elif wanted and key.startswith(f"{wanted.tensor}."):
-                projection[key] = item
-    return tower, projection
+                projection.append((key, item))
+    return weights.of_tower(name, folder, tower), weights.of_tower(name, folder, projection)
 
 
 def _build(

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import warnings
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,6 +165,28 @@ def _plain(loaded: Any, path: Path, name: ModelName) -> dict[str, Tensor]:
         f"{name}: {path} holds more than tensors; allowed is a plain state dict: "
         f"torch.save(torch.load(FILE)[{inside!r}], NEW_FILE)"
     )
+
+
+def of_tower(name: ModelName, path: Path, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors an encoder uses, by its own names for them.
+
+    Refuses two under one name, and numbers that are not weights by themselves: eight bits and less
+    stand for something only with their scales, and would load as if they were the values.
+    """
+    import torch
+
+    held: dict[str, Tensor] = {}
+    for key, item in named:
+        if key in held and not torch.equal(held[key], item):
+            raise WeightsError(f"{name}: {path} holds two tensors for {key}; get a clean copy")
+        if item.is_complex() or (item.element_size() < 2 and item.dtype != torch.bool):
+            kind = str(item.dtype).removeprefix("torch.")
+            raise WeightsError(
+                f"{name}: {path} holds {key} as {kind}, which is quantised or no weight; allowed "
+                "is float32, bfloat16 or float16: get the checkpoint as it was published"
+            )
+        held[key] = item
+    return held
 
 
 # --- which there are, and whether they are whole
