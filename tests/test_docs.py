@@ -89,9 +89,8 @@ def test_the_readmes_aliases_are_those_there_are() -> None:
     text = (ROOT / "README.md").read_text()
     for alias, name in encoders.ALIASES.items():
         short = alias.removeprefix("openai_clip_").removeprefix("open_clip_")
-        if not name.startswith("clip:RN"):
-            assert f"`{alias}`" in text or f"`_{short}`" in text, alias
-            assert f"`{name}`" in text, name
+        assert f"`{alias}`" in text or f"`_{short}`" in text, alias
+        assert f"`{name}`" in text, name
 
 
 def _is_one_of_many(name: str) -> bool:

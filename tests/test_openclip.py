@@ -147,16 +147,12 @@ def test_without_a_tag_preprocessing_is_what_all_tags_share_or_the_default() -> 
 
 def test_aliases_of_the_integration_guide_mean_what_they_say() -> None:
     for alias, name in ALIASES.items():
-        if name.startswith("clip:RN"):
-            continue  # no ResNet of clip: yet
         for family in ("any", SCRIPT):
             assert str(resolve(alias, family)) == name
             assert not resolve(alias, family).is_plain
     assert str(resolve("open_clip_vit_l14_laion2b", "any")) == (
         "openclip:ViT-L-14/laion2b_s32b_b82k"
     )
-    with pytest.raises(UsageError, match=r"--model clip:RN50: no such encoder"):
-        resolve("openai_clip_rn50", "any")
 
 
 def test_the_clip_command_takes_both_families_and_its_own_first() -> None:
@@ -229,8 +225,8 @@ def test_models_shows_one_tag_of_each_architecture_unless_asked(capsys: Any) -> 
     assert (
         row.split()
         == (
-            f"openclip:ViT-B-16/openai 768 16 224×224 512 1 of {count} tags: featprep models "
-            "openclip:ViT-B-16/"
+            "openclip:ViT-B-16/openai 768 16 224×224 512 yes unknown unknown "
+            f"1 of {count} tags: featprep models openclip:ViT-B-16/"
         ).split()
     )
     assert cli.main(["models", "openclip:ViT-B-16/"]) == 0

@@ -11,9 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from featprep.encoders import hf_config, hf_known, huggingface, openai_clip, openclip, tiny
+from featprep.encoders import (
+    hf_config,
+    hf_known,
+    huggingface,
+    openai_clip,
+    openai_clip_cards,
+    openclip,
+    tiny,
+)
 from featprep.encoders.aliases import ALIASES
-from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName
+from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName, Terms
 from featprep.encoders.weights import Found
 from featprep.errors import UsageError
 
@@ -32,11 +40,12 @@ class Family:
     open_ids: bool = False
     hub_prefix: str = ""
     package: str = ""
+    terms: Callable[[str], Terms] = lambda id: Terms()
 
 
 FAMILIES = {
     "clip": Family(
-        openai_clip.KNOWN,
+        openai_clip_cards.KNOWN,
         openai_clip.describe,
         openai_clip.load,
         openai_clip.find,
@@ -49,6 +58,7 @@ FAMILIES = {
         huggingface.find,
         "a folder with config.json",
         open_ids=True,
+        terms=hf_known.terms,
     ),
     "openclip": Family(
         openclip.KNOWN,
@@ -140,6 +150,11 @@ def describe(name: ModelName) -> EncoderSpec | None:
     if name.id == "tiny" and name.path is None:
         return tiny.TINY[name.family]
     return FAMILIES[name.family].describe(name)
+
+
+def terms_of(name: ModelName) -> Terms:
+    """Licence and gating of the published weights of this name."""
+    return FAMILIES[name.family].terms(name.id)
 
 
 def load_encoder(name: ModelName, options: LoadOptions) -> Encoder:
