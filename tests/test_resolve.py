@@ -66,7 +66,10 @@ def test_a_fixed_size_encoder_names_its_size() -> None:
 def test_a_projection_that_is_not_there_is_refused() -> None:
     with pytest.raises(UsageError) as error:
         _resolve(DINO, feature="projected")
-    assert str(error.value) == "--feature projected: hf:dino has no projection; allowed is --feature patch"
+    assert (
+        str(error.value)
+        == "--feature projected: hf:dino has no projection; allowed is --feature patch"
+    )
     assert _resolve(CLIP, feature="projected").channels == 512
 
 
