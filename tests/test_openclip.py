@@ -284,16 +284,16 @@ def test_a_tag_runs_with_its_own_activation(vit_b32: Path) -> None:
 
 def test_a_file_of_a_tag_equals_open_clips_own(vit_b32: Path) -> None:
     name = ModelName("openclip", "ViT-B-32/openai", str(vit_b32 / WEIGHTS[0]))
-    for parity in certify.certify(name, [certify.Case(224, 224, 1), certify.Case(96, 160, 2)]):
-        assert parity.is_within, parity
+    for verdict in certify.certify(name, [certify.Case(224, 224, 1), certify.Case(96, 160, 2)]):
+        assert verdict.is_within, verdict
 
 
 @pytest.mark.parametrize("trunk", ["fastvit_mci0"])
 def test_mobileclips_convolutions_equal_upstreams(trunk: str, tmp_path: Path) -> None:
     card = open_clip_towers.card(open_clip_towers.trunk(trunk, "avg", None, 256), 512)
     name = ModelName("openclip", "test", str(write_openclip(card, tmp_path)))
-    for parity in certify.certify(name, [certify.Case(96, 160, 1)]):
-        assert parity.is_within, parity
+    for verdict in certify.certify(name, [certify.Case(96, 160, 1)]):
+        assert verdict.is_within, verdict
 
 
 def test_without_a_tag_the_activation_must_be_said(vit_b32: Path) -> None:
