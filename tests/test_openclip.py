@@ -388,14 +388,15 @@ def test_missing_weights_say_which_file_to_put_where(tmp_path: Path) -> None:
     closed = "and HF_HUB_OFFLINE closes downloads; unset it, or"
     file = "open_clip_model.safetensors (or open_clip_pytorch_model.bin)"
     both = f"open_clip_config.json and {file} of org/model"
-    own = f"{file} of timm/vit_base_patch32_clip_224.openai"
+    elsewhere = "(featprep fetch {} --to DIR, where there is a network, writes it)"
+    base = "timm/vit_base_patch32_clip_224.openai"
+    own = f"{file} of {base}"
     assert done.stderr == ""
     assert done.stdout.splitlines() == [
-        f"{names[0]}: {tmp_path} lacks {own} {closed} get {own} and give --model {names[0]}=FILE "
-        f"(featprep fetch {names[0]} --to DIR, where there is a network, writes it)",
-        f"{names[1]}: {tmp_path} lacks {both} {closed} put {both} into a folder and give --model "
-        f"{names[1]}=FOLDER (featprep fetch {names[1]} --to DIR, where there is a network, writes "
-        "it)",
+        f"{names[0]}: {tmp_path} holds nothing of {base} {closed} get {own} and give --model "
+        f"{names[0]}=FILE {elsewhere.format(names[0])}",
+        f"{names[1]}: {tmp_path} holds nothing of org/model {closed} put {both} into a folder and "
+        f"give --model {names[1]}=FOLDER {elsewhere.format(names[1])}",
     ]
 
 
