@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +30,7 @@ class PlaceEncoder:
     spec: EncoderSpec
     digest: str = "p" * 64
     origin: str = "made here"
+    weights_files: Mapping[str, str] = field(default_factory=dict)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
 
     def grid(self, height: int, width: int, layer: int = -1) -> tuple[int, int]:

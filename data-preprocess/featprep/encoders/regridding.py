@@ -23,6 +23,7 @@ class RegriddedEncoder:
     def __init__(self, inner: Encoder, cells: Size) -> None:
         self.inner, self.cells = inner, cells
         self.spec, self.digest, self.origin = inner.spec, inner.digest, inner.origin
+        self.weights_files = inner.weights_files
 
     def grid(self, height: int, width: int, layer: int = -1) -> Size:
         self.inner.grid(height, width, layer)  # refuses what the network cannot take

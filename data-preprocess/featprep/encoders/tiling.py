@@ -107,6 +107,7 @@ class TiledEncoder:
         self.inner, self.tiling = inner, tiling
         self.spec = untied(inner.spec)
         self.digest, self.origin = inner.digest, inner.origin
+        self.weights_files = inner.weights_files
 
     def grid(self, height: int, width: int, layer: int = -1) -> Size:
         tops, lefts = self._starts(height, width)
