@@ -9,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import FakeEncoder, fake_session, mean_colours
-from featprep import api, encode
+from featprep import api, encode, encoders
 from featprep.cli import main
+from featprep.config import EncodeConfig
+from featprep.encoders.base import LoadOptions, Want
 from featprep.encoders.regridding import resample
+from featprep.encoders.tiling import TiledEncoder, Tiling
+from featprep.session import open_session
 from PIL import Image
 from test_encode_run import Bench
 
@@ -160,3 +164,20 @@ def test_featprep_encode_takes_tiles_and_grids(monkeypatch: pytest.MonkeyPatch) 
     assert maps.masks is not None
     assert maps.masks.shape == (1, 7, 9)
     assert set(encoder.calls) == {(4, 3, 32, 32)}
+
+
+def test_a_session_wraps_its_encoder_and_the_twin_that_encodes_again() -> None:
+    config = EncodeConfig(
+        input="i", output="o", model="clip:tiny", precision="bf16", size=(224, 448),
+        tile=(112, 112), grid=(5, 6), device="cpu",
+    )  # fmt: skip
+    session = open_session(config, encoders.resolve("clip:tiny", "any"))
+    pixels = np.random.default_rng(0).integers(1, 256, (2, 3, 224, 448), dtype=np.uint8)
+    for encoder in (session.encoder, session.exact()):
+        assert encoder.grid(224, 448) == (5, 6)
+        assert encoder.tokens(224, 448) == (3 * 5 * 65, 64)
+    plain = encoders.load_encoder(encoders.resolve("clip:tiny", "any"), LoadOptions())
+    tiling = Tiling((112, 112), (84, 84))
+    expected = resample(TiledEncoder(plain, tiling).encode(pixels, Want()).map, (5, 6))
+    assert np.array_equal(session.exact().encode(pixels, Want()).map, expected)
+    assert not np.array_equal(session.encoder.encode(pixels, Want()).map, expected)

@@ -255,19 +255,23 @@ def test_what_overflows_float16_comes_back_as_inf_and_what_is_blended_is_float32
 
 
 @pytest.mark.parametrize("name", ["clip:tiny", "hf:tiny", "openclip:tiny"])
-def test_a_real_encoders_windows_are_its_own_maps(name: str) -> None:
+def test_a_real_encoders_windows_are_its_own_maps_at_every_layer(name: str) -> None:
     plain = encoders.load_encoder(encoders.resolve(name, "any"), LoadOptions())
     spec = plain.spec
     tile, patch = spec.native_size, spec.patch
     tiled = TiledEncoder(plain, plan(spec, plain.grid, "native", 0))
     rows, columns = plain.grid(*tile)
     pixels = noise(2, 3, 2 * rows * patch, columns * patch)
+    want = Want(layers=(-1, 0) if spec.has_layers else (-1,))
 
-    maps = tiled.encode(pixels, WANT).map
+    maps = tiled.encode(pixels, want).maps
 
     upper, lower = pixels[:, :, : tile[0]], pixels[:, :, -tile[0] :]
-    expected = [plain.encode(np.ascontiguousarray(half), WANT).map for half in (upper, lower)]
-    assert np.array_equal(maps, np.concatenate(expected, axis=2))
+    halves = [plain.encode(np.ascontiguousarray(half), want).maps for half in (upper, lower)]
+    assert list(maps) == list(halves[0])
+    for layer, found in maps.items():
+        expected = np.concatenate([half[layer] for half in halves], axis=2)
+        assert np.array_equal(found, expected)
     assert tiled.tokens(*pixels.shape[2:]) == (2 * plain.tokens(*tile)[0], spec.hidden_dim)
 
 
