@@ -16,7 +16,7 @@ from featprep.encoders import tiny, wants
 from featprep.encoders.base import EncoderSpec, ModelName, Recipe, Want
 from featprep.errors import OutOfMemoryError
 from featprep.records import AnyArray, FeatureMaps, UInt8
-from featprep.resolve import resolve
+from featprep.resolve import resolve, wrapped
 from featprep.session import Session
 
 PATCH = 8
@@ -67,6 +67,7 @@ class FakeEncoder:
         spec: EncoderSpec = SPEC,
     ) -> None:
         self.spec, self.digest, self.origin = spec, digest, "made here"
+        self.weights_files = {"fake.safetensors": "a" * 64}
         self.room, self.scale = room, scale
         self.calls: list[tuple[int, ...]] = []
         self.before: Callable[[UInt8], None] = lambda pixels: None
@@ -116,9 +117,10 @@ def fake_session(encoder: FakeEncoder, exact: FakeEncoder | None = None) -> Call
         precision = Precision("float32", storage, "default")  # type: ignore[arg-type]
         resolved = resolve(config, encoder.spec, storage, encoder.grid, is_plain=False)
         size = config.batch_size or batch_size or 4
-        twin = exact or encoder
+        whole = wrapped(encoder, config, resolved)
+        twin = wrapped(exact, config, resolved) if exact else whole
         return Session(
-            config, encoder, lambda: twin, resolved, precision, "cpu", size, "as the test has it"
+            config, whole, lambda: twin, resolved, precision, "cpu", size, "as the test has it"
         )
 
     return open_session

@@ -35,7 +35,9 @@ class Bench:
         (root / "in").mkdir()
         self.output = root / "out"
         config = make_config({"input": "in", "output": "out", "model": "tiny", "size": (32, 32)})
-        self.resolved = resolve(config, SPEC, "float32", lambda h, w, layer: (4, 4), is_plain=False)
+        self.resolved = resolve(
+            config, SPEC, "float32", lambda height, width, layer=-1: (4, 4), is_plain=False
+        )
         self.replaced = 0
 
     def image(self, key: str, content: str = "pixels", mtime_ns: int = 1_000) -> ImageRef:

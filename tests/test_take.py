@@ -333,6 +333,32 @@ def test_a_stage_of_a_cnn_brings_its_own_grid_mask_and_cells(deep: Bench) -> Non
     )
 
 
+def test_one_grid_takes_stages_of_several_strides_with_one_mask(deep: Bench) -> None:
+    stages = (Stage(8, 3), Stage(16, 3))
+    spec = replace(DEEP, depth=2, patch=16, cls=False, registers=0, stages=stages)
+    deep.encoder = FakeEncoder(spec=spec)
+    pixels = _picture(deep)
+    assert deep.run("--size", "32", "--layer", "0,1", "--grid", "2", "--masked_pool") == 0
+    assert np.array_equal(deep.load("a@1.npy"), mean_colours(pixels[None], 16)[0])
+    assert deep.load("a.npy") == pytest.approx(mean_colours(pixels[None], 16)[0], rel=1e-6)
+    assert deep.load("a_mask.npy").tolist() == [[0, 1]] * 2
+
+
+def test_keep_rounds_to_what_the_whole_cnn_takes_and_counts_a_stages_own_cells(
+    deep: Bench,
+) -> None:
+    stages = (Stage(8, 3), Stage(16, 3))
+    spec = replace(DEEP, depth=2, patch=16, cls=False, registers=0, stages=stages)
+    deep.encoder = FakeEncoder(spec=spec)
+    deep.image("a.png", size=(58, 41))
+    deep.image("b.png", size=(9, 9))
+    assert deep.run("--resize", "keep", "--layer", "0", "--batch_size", "1") == 0
+    assert sorted(deep.encoder.calls) == [(1, 3, 16, 16), (1, 3, 32, 48)]
+    assert deep.load("a.npy").shape == (3, 4, 6)
+    assert deep.load("b.npy").shape == (3, 2, 2)
+    assert [line["notes"] for line in deep.lines("results-all.jsonl")] == [[], []]
+
+
 def test_layers_that_only_the_weights_can_count_are_named_by_them(deep: Bench) -> None:
     """A model of the hub that is not in the cache yet: what -2 is, nobody knows before."""
     pixels, deep.described = _picture(deep), False

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from featprep.config import EncodeConfig
 from featprep.devices import Precision
 from featprep.encoders import wants
-from featprep.encoders.base import EncoderSpec, Want, check_pos_embed
+from featprep.encoders.base import Encoder, EncoderSpec, Want, check_pos_embed
+from featprep.encoders.regridding import RegriddedEncoder
+from featprep.encoders.sizes import checked, typed
+from featprep.encoders.tiling import TiledEncoder, Tiling, plan, refuse_vectors, untied
 from featprep.errors import UsageError
 from featprep.geometry import Geometry
 from featprep.settings import colour_of
@@ -22,14 +25,18 @@ from featprep.settings import colour_of
 FORMAT = 1  # of maps, masks and metadata; a change that alters bytes raises it
 PLAIN_SIZE = 224
 
-Grid = Callable[[int, int, int], tuple[int, int]]  # height, width, layer → (rows, columns)
+
+class Grid(Protocol):
+    """Encoder.grid, or what stands for it."""
+
+    def __call__(self, height: int, width: int, layer: int = -1) -> tuple[int, int]: ...
 
 
 def by_patch(spec: EncoderSpec) -> Grid:
     """What the grid will be by the stride of its cells, while there is no model to ask."""
 
-    def grid(height: int, width: int, layer: int) -> tuple[int, int]:
-        stride = wants.stride(spec, layer)
+    def grid(height: int, width: int, layer: int = -1) -> tuple[int, int]:
+        stride = wants.stride(spec, layer % spec.depth)
         return height // stride, width // stride
 
     return grid
@@ -42,6 +49,7 @@ class Resolved:
     geometry: Geometry
     want: Want  # its layers count from 0
     channels: int  # of the first layer's map
+    tiling: Tiling | None = None
     more_channels: Mapping[int, int] = field(default_factory=dict)  # layer → of each further map
     masked_pool: bool = False
     vector_sizes: Mapping[str, int] = field(default_factory=dict)  # of NAME_vec.npz: name → values
@@ -84,30 +92,48 @@ def resolve(
 ) -> Resolved:
     """Raises UsageError. `is_plain`: the model was named without its family (SPEC 1, --size)."""
     want = wants.check(spec, want_of(config, storage))
+    tiling = _tiling(config, spec, grid, want)
+    if tiling:
+        spec, grid = untied(spec), by_patch(spec)
     geometry = _geometry(config, spec, want, grid, is_plain)
-    check_pos_embed(spec, config.pos_embed, *(geometry.size or (0, 0)))
-    _check_one_grid(spec, want, grid, geometry)
+    seen = tiling.tile if tiling else geometry.size
+    check_pos_embed(spec, config.pos_embed, *(seen or (0, 0)))
+    if tiling:
+        geometry = _tiled(geometry, tiling)
+    _check_one_grid(config, spec, want, grid, geometry)
     channels = {layer: wants.channels(spec, want, layer) for layer in want.layers}
     first, *more = want.layers
     return Resolved(
         geometry,
         want,
         channels[first],
+        tiling,
         {layer: channels[layer] for layer in sorted(more)},
         config.masked_pool,
         _vector_sizes(spec, want, channels, config.masked_pool),
     )
 
 
-def _check_one_grid(spec: EncoderSpec, want: Want, grid: Grid, geometry: Geometry) -> None:
+def _check_one_grid(
+    config: EncodeConfig, spec: EncoderSpec, want: Want, grid: Grid, geometry: Geometry
+) -> None:
     """One mask and one affine stand beside the maps of an image, whatever their number."""
-    height, width = geometry.size or spec.native_size
+    height, width = geometry.size or (spec.patch, spec.patch)
     grids = {layer: grid(height, width, layer) for layer in want.layers}
-    if len(set(grids.values())) > 1:
-        shown = ", ".join(f"{rows}×{columns} of layer {n}" for n, (rows, columns) in grids.items())
+    layers = f"--layer {','.join(map(str, want.layers))}"
+    shown = ", ".join(f"{rows}×{columns} of layer {n}" for n, (rows, columns) in grids.items())
+    sides = {(rows * (n := wants.stride(spec, layer)), columns * n)
+             for layer, (rows, columns) in grids.items()}  # fmt: skip
+    if not config.grid and len(set(grids.values())) > 1:
         raise UsageError(
-            f"--layer {','.join(map(str, want.layers))}: at {height}×{width} the layers of "
-            f"{spec.name} have grids that differ ({shown}): take one a run, or --grid H,W for all"
+            f"{layers}: at {height}×{width} the layers of {spec.name} have grids that differ "
+            f"({shown}): take one a run, or --grid H,W for all"
+        )
+    if len(sides) > 1:
+        near = typed(tuple(max(1, side // spec.patch) * spec.patch for side in (height, width)))
+        raise UsageError(
+            f"{layers}: of {height}×{width} pixels the layers of {spec.name} cover parts that "
+            f"differ ({shown}): take one a run, or multiples of {spec.patch}, such as --size {near}"
         )
 
 
@@ -124,6 +150,30 @@ def _vector_sizes(
         sizes |= {f"masked@{layer}": channels[layer] for layer in sorted(more)}
         sizes["empty"] = 1
     return sizes
+
+
+def wrapped(encoder: Encoder, config: EncodeConfig, resolved: Resolved) -> Encoder:
+    """The encoder as the settings want it: behind windows, its maps on one grid."""
+    if resolved.tiling:
+        encoder = TiledEncoder(encoder, resolved.tiling)
+    return RegriddedEncoder(encoder, config.grid) if config.grid else encoder
+
+
+def _tiling(config: EncodeConfig, spec: EncoderSpec, grid: Grid, want: Want) -> Tiling | None:
+    if config.tile is None:
+        return None
+    refuse_vectors(want)
+    return plan(spec, grid, config.tile, config.overlap)
+
+
+def _tiled(geometry: Geometry, tiling: Tiling) -> Geometry:
+    size, tile, patch = geometry.size, tiling.tile, geometry.patch
+    if size and (size[0] // patch < tile[0] // patch or size[1] // patch < tile[1] // patch):
+        raise UsageError(
+            f"--tile {typed(tile)}: larger than the input, {typed(size)}; take a smaller --tile, "
+            f"or a larger input, for example --size {typed(tuple(2 * side for side in tile))}"
+        )
+    return dataclasses.replace(geometry, tile=tile)
 
 
 def want_of(config: EncodeConfig, storage: str) -> Want:
@@ -145,17 +195,22 @@ def _geometry(
             "here; nearest to it is --resize keep --max_tokens 256"
         )
     if config.resize == "keep" and spec.fixed_size:
-        raise UsageError(f"--resize keep: {spec.name} takes {_typed(spec.native_size)} only")
+        raise UsageError(
+            f"--resize keep: {spec.name} takes {typed(spec.native_size)} only; add --tile native, "
+            "or drop it"
+        )
     size: tuple[int, int] | None = recipe.crop if recipe else _size(config, spec, is_plain)
     if config.resize == "keep":
         size = None
+    first = want.layers[0]
+    stride, cells = wants.stride(spec, first), grid(*size, first) if size else None
     resize: Any = config.resize
     mask: Any = config.mask
     return Geometry(
         resize=resize,
         size=size,
-        patch=wants.stride(spec, want.layers[0]),
-        grid=grid(*size, want.layers[0]) if size else None,
+        patch=stride,
+        grid=config.grid or cells,
         kernel=recipe.kernel if recipe else "bicubic",
         rounding=recipe.rounding if recipe else "torchvision",
         scale_to=recipe.resize if recipe else None,
@@ -163,6 +218,8 @@ def _geometry(
         background=colour_of(config.background, spec.mean),
         mask=mask,
         alpha_threshold=config.alpha_threshold,
+        cells=cells if config.grid else None,
+        multiple=spec.patch if config.resize == "keep" and stride != spec.patch else None,
     )
 
 
@@ -170,26 +227,7 @@ def _size(config: EncodeConfig, spec: EncoderSpec, is_plain: bool) -> tuple[int,
     asked = config.size
     if asked is None and is_plain and spec.family not in ("clip", "openclip"):  # names say it
         return PLAIN_SIZE, PLAIN_SIZE
-    if asked is None or isinstance(asked, str):
-        return spec.native_size
-    if asked == spec.native_size:
-        return asked
-    if spec.fixed_size:
-        raise UsageError(
-            f"--size {_typed(asked)}: {spec.name} takes {_typed(spec.native_size)} only; "
-            "drop --size"
-        )
-    if any(side % spec.patch for side in asked):
-        near = tuple(max(1, round(side / spec.patch)) * spec.patch for side in asked)
-        raise UsageError(
-            f"--size {_typed(asked)}: {spec.name} takes multiples of its patch, {spec.patch}, or "
-            f"native; for example --size {_typed(near)}"
-        )
-    return asked
-
-
-def _typed(size: tuple[int, ...]) -> str:
-    return str(size[0]) if len(set(size)) == 1 else ",".join(map(str, size))
+    return checked(spec, "size", asked or "native")
 
 
 def fingerprint(
@@ -210,6 +248,7 @@ def fingerprint(
         "compute": precision.compute,
         "storage": precision.storage,
         **{name: _plain(value) for name, value in geometry.items()},
+        "overlap": _plain(resolved.tiling.overlap) if resolved.tiling else None,
         "mask_dir": os.path.realpath(config.mask_dir) if config.mask_dir else None,
         "names": config.names,
     }
@@ -265,6 +304,7 @@ def metadata(
     return {
         "format": fingerprint["format"],
         **{name: fingerprint[name] for name in names if name in fingerprint},
+        **_shaped(fingerprint),
         "mask": {
             "kind": fingerprint["mask"],
             "rule": rule[fingerprint["mask"]],
@@ -278,3 +318,10 @@ def metadata(
         },
         "versions": dict(versions),
     }
+
+
+def _shaped(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """What --tile and --grid made of the network's own maps."""
+    tiles = {name: fingerprint[name] for name in ("tile", "overlap") if fingerprint["tile"]}
+    has_grid = fingerprint["cells"] or (fingerprint["resize"] == "keep" and fingerprint["grid"])
+    return {**tiles, **({"resampled": "bilinear, align_corners=False"} if has_grid else {})}

@@ -41,6 +41,7 @@ class ModelType:
     used: tuple[str, ...]
     processor: str  # its class, where preprocessor_config.json names none
     unused: tuple[str, ...] = ()
+    with_text: tuple[str, ...] = ()  # the architectures that have a text tower beside it
     section: str = ""  # of config.json, where the model is a tower of a larger one
     cls: bool = True  # DINOv3 ConvNeXt has its pooled vector there
     pooler: tuple[str, ...] = ()  # how tensors begin that the pooled vector alone depends on
@@ -173,15 +174,27 @@ MODEL_TYPES = {
         pooler=("pooler.",),
         pooled_in=("ViTModel",),
     ),
-    "clip": ModelType(**_CLIP, **_PARENT, projections={"CLIPModel": _VISUAL}),
+    "clip": ModelType(
+        **_CLIP, **_PARENT, projections={"CLIPModel": _VISUAL}, with_text=("CLIPModel",)
+    ),
     "clip_vision_model": ModelType(**_CLIP, projections={"CLIPVisionModelWithProjection": _VISUAL}),
-    "altclip": ModelType(**_ALTCLIP, **_PARENT, projections={"AltCLIPModel": _ALT_VISUAL}),
+    "altclip": ModelType(
+        **_ALTCLIP,
+        **_PARENT,
+        projections={"AltCLIPModel": _ALT_VISUAL},
+        with_text=("AltCLIPModel",),
+    ),
     "altclip_vision_model": ModelType(**_ALTCLIP),
-    "siglip": ModelType(**_SIGLIP, **_PARENT),
+    "siglip": ModelType(**_SIGLIP, **_PARENT, with_text=("SiglipModel",)),
     "siglip_vision_model": ModelType(**_SIGLIP),
-    "siglip2": ModelType(**_NAFLEX, **_PARENT),
+    "siglip2": ModelType(**_NAFLEX, **_PARENT, with_text=("Siglip2Model",)),
     "siglip2_vision_model": ModelType(**_NAFLEX),
-    "blip": ModelType(**_BLIP, **_PARENT, projections={"BlipForImageTextRetrieval": _RETRIEVAL}),
+    "blip": ModelType(
+        **_BLIP,
+        **_PARENT,
+        projections={"BlipForImageTextRetrieval": _RETRIEVAL},
+        with_text=("BlipForImageTextRetrieval",),
+    ),
     "blip_vision_model": ModelType(**_BLIP),
 }
 DINO = ("dinov2", "dinov2_with_registers", "dinov3_vit", "dinov3_convnext")
@@ -272,6 +285,7 @@ def spec_of(name: str, config: Mapping[str, Any], processor: Mapping[str, Any]) 
         projected_dim=int(config.get(projection.size, projection.default)) if projection else None,
         cls=kind.cls,
         registers=int(tower.get("num_register_tokens", 0)),
+        text=bool(architectures & set(kind.with_text)),
         pooled=not kind.pooled_in or bool(architectures & set(kind.pooled_in)),
         final_norm=kind.final_norm,
         has_layers=True,

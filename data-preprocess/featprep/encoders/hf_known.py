@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from featprep.encoders.base import Terms
 from featprep.encoders.hf_config import spec_of
 
 Files = tuple[dict[str, Any], dict[str, Any]]  # config.json, preprocessor_config.json
@@ -275,6 +276,23 @@ FILES: dict[str, Files] = {
     "google/vit-large-patch16-384": vit(16, 1024, 24, 384, _CLASSIFIER),
 }
 KNOWN = {id: spec_of(f"hf:{id}", *files) for id, files in FILES.items()}
+
+
+# By the beginning of an id, from the model cards; OpenAI's name none.
+_TERMS = {
+    "facebook/dinov2-": Terms("apache-2.0", is_gated=False),
+    "facebook/dinov3-": Terms("dinov3-license", is_gated=True),
+    "google/siglip": Terms("apache-2.0", is_gated=False),
+    "google/vit-": Terms("apache-2.0", is_gated=False),
+    "Salesforce/blip-": Terms("bsd-3-clause", is_gated=False),
+    "BAAI/AltCLIP": Terms("creativeml-openrail-m", is_gated=False),
+    "openai/clip-": Terms(is_gated=False),
+}
+
+
+def terms(id: str) -> Terms:
+    """What the publisher of a known id states."""
+    return next((row for start, row in _TERMS.items() if id.startswith(start)), Terms())
 
 
 def kind_of(id: str) -> str | None:
