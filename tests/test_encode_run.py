@@ -43,6 +43,7 @@ class Bench:
     encoder: FakeEncoder = field(default_factory=FakeEncoder)
     said: str = ""
     opener: Callable[..., Session] | None = None
+    described: bool = True  # whether the spec is known before the weights are read
 
     @property
     def input(self) -> Path:
@@ -66,7 +67,8 @@ class Bench:
     def run(self, *flags: str, exact: FakeEncoder | None = None) -> int:
         opener = self.opener or fake_session(self.encoder, exact)
         self.monkeypatch.setattr(encode_run, "open_session", opener)
-        self.monkeypatch.setattr(encode_run.encoders, "describe", describe)
+        spec = self.encoder.spec if self.described else None
+        self.monkeypatch.setattr(encode_run.encoders, "describe", lambda name: describe(name, spec))
         self.monkeypatch.setattr(encode_run, "DecodePool", InlinePool)
         words = ["--input", str(self.input), "--output", str(self.output), "--model", "clip:tiny"]
         from featprep.cli import _guarded
@@ -300,6 +302,23 @@ def test_a_map_that_never_fits_float16_is_a_failure_and_no_file(bench: Bench) ->
     assert bench.lines("failures.jsonl")[0]["reason"] == (
         "its map reaches 2.55e+05 and does not fit float16; run without --fp16"
     )
+
+
+def test_the_publishers_sha256_stands_beside_the_digest_and_does_not_make_the_run(
+    bench: Bench,
+) -> None:
+    """A copy of the weights, of which nothing is stated, resumes what the hub's cache began."""
+    bench.image("a.png")
+    assert bench.run("--save_meta") == 0
+    stated = {"fake.safetensors": "a" * 64}
+    run = json.loads((bench.output / ".featprep/run.json").read_bytes())
+    assert run["about"]["weights_files"] == stated
+    assert json.loads((bench.output / "a.json").read_bytes())["weights_files"] == stated
+    bench.encoder.weights_files = {}
+    bench.image("b.png")
+    assert bench.run("--save_meta") == 0
+    run = json.loads((bench.output / ".featprep/run.json").read_bytes())
+    assert (run["about"]["weights_files"], len(bench.encoder.calls)) == ({}, 2)
 
 
 def test_save_meta_later_writes_what_is_missing_without_encoding(bench: Bench) -> None:

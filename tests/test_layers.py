@@ -24,7 +24,7 @@ LAYERS = {
     "plain data": ["records", "config", "settings", "errors", "naming", "version", "encoders.base"],
     "images": [
         "images", "image_kinds", "pixels", "deep_samples", "codec_state",
-        "geometry", "masks", "devices",
+        "geometry", "masks", "pooling", "devices",
     ],
     "parts": ["encoders.*", "references.*", "stores.*", "sources", "ledger", "journal", "lock"],
     "pipeline": [

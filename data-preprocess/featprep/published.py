@@ -77,6 +77,7 @@ def tokens(prefix: AnyArray, map: AnyArray) -> AnyArray:
 
 def _geometry(spec: EncoderSpec, published: Published) -> Geometry:
     side, recipe = published.stretch, spec.recipe
+    assert recipe is not None  # the published two have one
     if side is not None:
         cells = side // spec.patch
         return Geometry("squash", (side, side), spec.patch, (cells, cells), recipe.kernel)

@@ -51,6 +51,7 @@ class TransformersModel(Reference):
         self.mean, self.std = processor.image_mean, processor.image_std
         config = self.vision.config
         self.is_cnn = not hasattr(config, "patch_size")  # DINOv3's ConvNeXt
+        self.is_naflex = hasattr(config, "num_patches")
         self.depth = len(config.depths) if self.is_cnn else config.num_hidden_layers
         self.patch = 2 ** (self.depth + 1) if self.is_cnn else config.patch_size
         flagged = "interpolate_pos_encoding" in inspect.signature(self.vision.forward).parameters
@@ -67,6 +68,8 @@ class TransformersModel(Reference):
         import torch
 
         vision = self.vision.to(getattr(torch, dtype))
+        if self.is_naflex:
+            return lambda pixels: vision(**self._patches(pixels.float()))
         return lambda pixels: vision(pixel_values=pixels, **self._flags)
 
     def _parts(self, names: tuple[str, ...]) -> list[Any]:
@@ -85,7 +88,23 @@ class TransformersModel(Reference):
 
     def _look(self, pixels: Tensor) -> None:
         self._pixels = pixels
-        self._out = self.vision(pixel_values=pixels, output_hidden_states=True, **self._flags)
+        given = self._patches(pixels) if self.is_naflex else {"pixel_values": pixels}
+        self._out = self.vision(**given, output_hidden_states=True, **self._flags)
+
+    def _patches(self, pixels: Tensor) -> dict[str, Tensor]:
+        """What Siglip2ImageProcessor makes of images that are not to be resized."""
+        import numpy as np
+        import torch
+        from transformers.models.siglip2 import image_processing_pil_siglip2 as processing
+
+        library: Any = processing
+        cut = [library.convert_image_to_patches(image, self.patch) for image in pixels.numpy()]
+        patches = torch.from_numpy(np.stack(cut))
+        return {
+            "pixel_values": patches,
+            "pixel_attention_mask": torch.ones(patches.shape[:2], dtype=torch.int32),
+            "spatial_shapes": torch.tensor([self._grid(-1)] * len(pixels)),
+        }
 
     def _layer(self, layer: int, norm: Norm) -> Tensor:
         if self.is_cnn:

@@ -24,7 +24,8 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def open_reference(name: ModelName, pos_embed: PosEmbed) -> Reference:
-    return ClipViT(load_model(name))
+    model = load_model(name)
+    return ClipResNet(model) if hasattr(model.visual, "attnpool") else ClipViT(model)
 
 
 def load_model(name: ModelName) -> Any:
@@ -96,6 +97,60 @@ class ClipViT(Reference):
             attention.in_proj_bias,
         )
         return every.chunk(3, dim=-1)[FACETS.index(facet)]
+
+    def _pooled(self) -> Tensor:
+        image: Tensor = self._kept["image", 0]
+        return image
+
+
+class ClipResNet(Reference):
+    """Its stages; `projected` and `value` are MaskCLIP's formula for ResNets, c_proj(v_proj(x)) of
+    each cell of the last one, without position embedding."""
+
+    mean, std = MEAN, STD
+    patch, depth = 32, 4
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, self.visual = model, model.visual
+        self._native = self.visual.attnpool.positional_embedding.detach().clone()
+        for layer in range(self.depth):
+            self._keep_output(getattr(self.visual, f"layer{layer + 1}"), "stage", layer)
+
+    def bare(self, dtype: str) -> Callable[[Tensor], Any]:
+        """Up to the attention pooling, which a map does without."""
+        import torch
+        from torch import nn
+
+        self.visual.attnpool = nn.Identity()
+        for module in self.visual.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(getattr(torch, dtype))
+        forward: Callable[[Tensor], Any] = self.visual
+        return forward
+
+    def _look(self, pixels: Tensor) -> None:
+        side = self.visual.input_resolution // self.patch
+        self.visual.attnpool.positional_embedding.data = transformers_positions(
+            self._native, (side, side), self._grid(-1), prefix=1
+        )
+        self._kept["image", 0] = self.model.encode_image(pixels)
+
+    def _grid(self, layer: int) -> tuple[int, int]:
+        stride = 4 << (layer % self.depth)
+        return self._size[0] // stride, self._size[1] // stride
+
+    def _layer(self, layer: int, norm: Norm) -> Tensor:
+        cells: Tensor = self._kept["stage", layer].flatten(2).mT
+        return cells
+
+    def _projected(self) -> Tensor:
+        pool = self.visual.attnpool
+        cells: Tensor = pool.c_proj(pool.v_proj(self._layer(self.depth - 1, "none")))
+        return cells
+
+    def _value(self) -> Tensor:
+        return self._projected()
 
     def _pooled(self) -> Tensor:
         image: Tensor = self._kept["image", 0]
