@@ -333,7 +333,7 @@ def test_a_native_size_that_the_cells_of_a_cnn_do_not_fill_is_no_tile(rounds_up:
     up = 31 * rounds_up
 
     with pytest.raises(UsageError) as refusal:
-        plan(spec, lambda height, width, layer: ((height + up) // 32,) * 2, "native", None)
+        plan(spec, lambda height, width: ((height + up) // 32,) * 2, "native", None)
     assert str(refusal.value) == (
         "--tile 240: the cells of fake:mean, 32 wide, do not end where it ends; allowed are "
         "multiples of 32, for example --tile 256"

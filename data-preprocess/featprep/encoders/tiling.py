@@ -47,7 +47,7 @@ def plan(spec: EncoderSpec, grid: Grid, tile: Size | str, overlap: int | None) -
     cells = size[0] // spec.patch, size[1] // spec.patch
     is_whole = not any(side % spec.patch for side in size)
     # Cells that jut out of a window, or earlier stages' beyond its last, have nothing to join.
-    if grid(*size, spec.depth - 1) != cells or (spec.stages and not is_whole):
+    if grid(*size) != cells or (spec.stages and not is_whole):
         raise UsageError(
             f"--tile {typed(size)}: the cells of {spec.name}, {spec.patch} wide, do not end where "
             f"it ends; allowed are multiples of {spec.patch}, for example --tile "
