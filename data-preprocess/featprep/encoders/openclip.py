@@ -255,3 +255,6 @@ def _cast(visual: Any, dtype: Any) -> None:
         visual.to(dtype)
     else:
         import_open_clip().convert_weights_to_lp(visual, dtype)
+        for module in visual.modules():  # CoCa's pooler, whose queries are left in float32 there
+            if isinstance(getattr(module, "query", None), torch.nn.Parameter):
+                module.query.data = module.query.data.to(dtype)
