@@ -134,12 +134,12 @@ def _architecture(name: str) -> str:
 def _certify(name: ModelName, flags: argparse.Namespace) -> Iterator[Certificate]:
     """One comparison after the other; what was written for it is gone when it is done."""
     from featprep import certify
-    from featprep.references.conversions import CONVERSIONS
+    from featprep.references.conversions import conversions_of
 
     with _weights(name, flags.random, flags.layers) as local:
         yield _tried(name.typed, lambda: certify.certify(local))
-        if flags.across and name.family == "clip":
-            for family in CONVERSIONS:
+        if flags.across:
+            for family in conversions_of(local):
                 yield _tried(
                     f"{name.typed} as {family}:",
                     lambda family=family: certify.certify_conversion(local, family),  # type: ignore[misc]
