@@ -83,6 +83,11 @@ OPEN_CLIP_ALLOWED = (
     f"{OPEN_CLIP_NAMES}, openclip:hf-hub:ORG/NAME of the hub, or openclip:NAME=PATH, PATH a "
     "checkpoint, or a folder with open_clip_config.json; NAME is ARCH/TAG or ARCH"
 )
+TIMM_NAMES = (
+    "vit_tiny_patch16_224.augreg_in21k, vit_small_patch16_224.augreg_in21k, "
+    "vit_base_patch16_224.augreg_in21k … (featprep models timm: lists 27)"
+)
+TORCHVISION_NAMES = "resnet18, resnet34, resnet50 … (featprep models torchvision: lists 49)"
 Load = Callable[..., Any]
 
 
@@ -269,7 +274,8 @@ def test_describing_loads_no_torch(tmp_path: Path) -> None:
         "names = [*list_encoders(), f'hf:x={sys.argv[1]}', 'hf:org/model', 'hf:org/absent']\n"
         "print([getattr(describe(resolve(n, 'any')), 'hidden_dim', None) for n in names[-3:]])\n"
         "all(describe(resolve(name, 'any')) for name in names)\n"
-        "print(sorted({'torch', 'transformers', 'clip', 'cv2'} & set(sys.modules)))\n"
+        "heavy = {'torch', 'torchvision', 'timm', 'transformers', 'clip', 'cv2'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
     )
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub")}
     done = subprocess.run(
@@ -467,11 +473,11 @@ def test_what_overflows_float16_comes_back_as_inf_and_never_clipped(
 ) -> None:
     """PITFALLS 24."""
     encoder = load(family)
-    last = (
-        encoder.model.layernorm
-        if family == "hf"
-        else encoder.visual.transformer.resblocks[-1].mlp.c_proj
-    )
+    last = {
+        "hf": lambda: encoder.model.layernorm,
+        "clip": lambda: encoder.visual.transformer.resblocks[-1].mlp.c_proj,
+        "timm": lambda: encoder.network.model.norm,
+    }[family]()
     last.weight.data *= 1e6
     exact = encoder.encode(images(1), Want()).map
     half = encoder.encode(images(1), Want(dtype="float16")).map

@@ -29,7 +29,7 @@ LAYERS = {
     "parts": ["encoders.*", "stores.*", "sources", "ledger", "journal", "lock"],
     "pipeline": [
         "decoding", "batching", "runner", "recording", "resolve", "session", "tasks.*",
-        "certify", "verify", "bench", "show", "runs", "api",
+        "certify", "module_references", "verify", "bench", "show", "runs", "api",
     ],
     "commands": ["commands.*"],
     "faces": ["cli", "__main__", ""],

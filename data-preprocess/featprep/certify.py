@@ -21,6 +21,7 @@ from featprep.encoders.base import EncoderSpec, Feature, LoadOptions, ModelName,
 from featprep.encoders.huggingface import quiet_transformers
 from featprep.encoders.openai_clip import MEAN, STD, import_clip
 from featprep.encoders.openclip import import_open_clip
+from featprep.module_references import timm_references, torchvision_references
 from featprep.records import AnyArray, UInt8
 
 if TYPE_CHECKING:
@@ -72,10 +73,17 @@ def compare(case: Case, ours: AnyArray, reference: AnyArray) -> Parity:
 
 
 def default_cases(spec: EncoderSpec) -> list[Case]:
-    """The native size, larger or smaller ones, H > W and H < W; batches of 1 and 7."""
+    """The native size, larger or smaller ones, H > W and H < W; batches of 1 and 7.
+
+    Of what takes one size alone, that size; of what takes any, one that no stride divides too.
+    """
     p = spec.patch
     features: list[Feature] = ["patch", "projected"] if spec.projected_dim else ["patch"]
     sizes = [(*spec.native_size, 1), (18 * p, 18 * p, 1), (6 * p, 10 * p, 7), (11 * p, 5 * p, 1)]
+    if spec.fixed_size:
+        sizes = [(*spec.native_size, 1), (*spec.native_size, 3)]
+    if spec.unit is not None:
+        sizes.append((3 * p + 1, 5 * p - 1, 2))
     return [Case(*size, feature) for size in sizes for feature in features]
 
 
@@ -310,4 +318,6 @@ REFERENCES: dict[str, Callable[[ModelName, Sequence[Case]], Iterator[AnyArray]]]
     "clip": clip_references,
     "hf": hf_references,
     "openclip": openclip_references,
+    "timm": timm_references,
+    "torchvision": torchvision_references,
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 from featprep.config import EncodeConfig
 from featprep.devices import Precision
-from featprep.encoders.base import EncoderSpec, Want, check_pos_embed
+from featprep.encoders.base import EncoderSpec, Want, check_pos_embed, predict_grid
 from featprep.errors import UsageError
 from featprep.geometry import Geometry
 from featprep.settings import colour_of
@@ -25,8 +25,8 @@ Grid = Callable[[int, int], tuple[int, int]]
 
 
 def by_patch(spec: EncoderSpec) -> Grid:
-    """What a ViT's grid will be, while there is no model to ask."""
-    return lambda height, width: (height // spec.patch, width // spec.patch)
+    """What the grid will be, while there is no model to ask."""
+    return lambda height, width: predict_grid(spec, height, width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,13 @@ def _size(config: EncodeConfig, spec: EncoderSpec, is_plain: bool) -> tuple[int,
             f"--size {_typed(asked)}: {spec.name} takes {_typed(spec.native_size)} only; "
             "drop --size"
         )
+    if spec.unit is not None:
+        if min(predict_grid(spec, *asked)) < 1:
+            raise UsageError(
+                f"--size {_typed(asked)}: {spec.name} makes no cell of it; allowed is "
+                f"{spec.unit} or more"
+            )
+        return asked
     if any(side % spec.patch for side in asked):
         near = tuple(max(1, round(side / spec.patch)) * spec.patch for side in asked)
         raise UsageError(

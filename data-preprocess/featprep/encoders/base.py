@@ -76,6 +76,10 @@ class EncoderSpec:
     final_norm: bool = True  # whether the last block's own map is after the model's last norm
     pos_embeds: tuple[str, ...] = ("transformers",)  # conventions --pos_embed may name
     fixed_size: bool = False
+    # CNNs take any size: of a side, the remainder of `unit` is dropped, and what is left of `patch`
+    # after that makes a cell of its own. 1: every pixel counts (ResNet); 4: Swin; patch: ConvNeXt.
+    # None: multiples of the patch.
+    unit: int | None = None
     meaningless: bool = False  # seeded random weights (tiny)
 
 
@@ -125,6 +129,13 @@ class Encoder(Protocol):
         Values are cast to want.dtype unchecked: what overflows float16 comes back as inf.
         """
         ...
+
+
+def predict_grid(spec: EncoderSpec, height: int, width: int) -> tuple[int, int]:
+    """The grid at this size, while there is no model to ask."""
+    unit = spec.unit or spec.patch
+    rows, columns = (-(-(side // unit) // (spec.patch // unit)) for side in (height, width))
+    return rows, columns
 
 
 def check_pos_embed(spec: EncoderSpec, asked: str, height: int, width: int) -> None:

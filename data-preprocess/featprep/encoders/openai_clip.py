@@ -70,8 +70,9 @@ def load(name: ModelName, options: LoadOptions) -> OpenAIClipEncoder:
     clip = import_clip()
     urls: Mapping[str, str] = clip._MODELS
     if name.path is None:
+        url = urls[name.id]
         path, origin = weights.published_file(
-            name, urls[name.id], CACHE.expanduser(), clip._download
+            name, url, url.split("/")[-2], CACHE.expanduser(), clip._download
         )
     else:
         path, origin = Path(name.path), name.path

@@ -167,11 +167,11 @@ def _plain(loaded: Any, path: Path, name: ModelName) -> dict[str, Tensor]:
 
 
 def published_file(
-    name: ModelName, url: str, cache: Path, download: Callable[[str, str], str]
+    name: ModelName, url: str, sha256: str, cache: Path, download: Callable[[str, str], str]
 ) -> tuple[Path, str]:
-    """(file, origin) of an archive whose URL carries its sha256, as OpenAI's do."""
-    target, wanted = cache / url.rsplit("/", 1)[-1], url.split("/")[-2]
-    if target.is_file() and file_sha256(target) == wanted:
+    """(file, origin) of an archive whose URL carries its sha256, or the beginning of it."""
+    target = cache / url.rsplit("/", 1)[-1]
+    if target.is_file() and file_sha256(target).startswith(sha256):
         return target, f"{cache.name} cache"
     way_out = f"put {target.name} from {url} into {cache}, or give --model {name}=FILE"
     if is_offline():
@@ -197,15 +197,19 @@ def hub_config(repo_id: str, filename: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def hub_folder(name: ModelName) -> tuple[Path, str]:
+def hub_folder(
+    name: ModelName, repo_id: str = "", configs: tuple[str, ...] = (CONFIG, PROCESSOR)
+) -> tuple[Path, str]:
     """(folder, origin) of a hub model: the cache if it is whole there, else the hub's client."""
-    config = hub_config(name.id, CONFIG)
-    if config and (config.parent / PROCESSOR).is_file() and weight_files(config.parent):
+    repo_id = repo_id or name.id
+    config = hub_config(repo_id, CONFIG)
+    has_configs = config and all((config.parent / file).is_file() for file in configs)
+    if config and has_configs and weight_files(config.parent):
         return config.parent, "hub cache"
     from huggingface_hub import constants
 
     way_out = (
-        f"put {CONFIG}, {PROCESSOR} and {_WEIGHTS[0]} of {name.id} into a folder and give "
+        f"put {', '.join(configs)} and {_WEIGHTS[0]} of {repo_id} into a folder and give "
         f"--model {name}=FOLDER"
     )
     if is_offline():
@@ -215,7 +219,7 @@ def hub_folder(name: ModelName) -> tuple[Path, str]:
         )
     try:
         with quiet():
-            return _download(name.id), f"downloaded from {constants.ENDPOINT}"
+            return _download(repo_id, configs), f"downloaded from {constants.ENDPOINT}"
     except Exception as error:  # the hub's, its HTTP library's and the disk's
         reason = hub_reason(error, constants.ENDPOINT)
         raise WeightsError(f"{name}: {reason}, or {way_out}") from error
@@ -245,7 +249,7 @@ def _shards(index: Path) -> list[str]:
     return shards
 
 
-def _download(repo_id: str) -> Path:
+def _download(repo_id: str, configs: tuple[str, ...]) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -263,7 +267,8 @@ def _download(repo_id: str) -> Path:
         except EntryNotFoundError:
             return None
 
-    fetch(PROCESSOR)
+    for file in configs[1:]:
+        fetch(file)
     for single, index in zip(_WEIGHTS, _INDEXES, strict=True):
         if fetch(single):
             return folder
