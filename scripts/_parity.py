@@ -20,7 +20,7 @@ def check(name: str, layers: int | None) -> bool:
     from featprep.encoders.base import ModelName
     from featprep.encoders.tiny import write_random
 
-    family, spec = name.partition(":")[0], describe(resolve(name, "any"))
+    (family, _, id), spec = name.partition(":"), describe(resolve(name, "any"))
     assert spec is not None
     start, within = time.monotonic(), True
     with tempfile.TemporaryDirectory(prefix="featprep-parity-") as folder:

@@ -30,8 +30,9 @@ from featprep.encoders.base import (
     check_pos_embed,
 )
 from featprep.encoders.hf_known import KNOWN
-from featprep.encoders.openai_clip import import_clip, resample_positions
+from featprep.encoders.openai_clip import import_clip
 from featprep.encoders.openclip_cards import KNOWN as OPEN_CLIP
+from featprep.encoders.timm_catalogue import KNOWN as TIMM
 from featprep.encoders.tiny import (
     TINY,
     write_checkpoint,
@@ -40,6 +41,7 @@ from featprep.encoders.tiny import (
     write_tiny,
 )
 from featprep.encoders.torch_encoder import full_float32
+from featprep.encoders.torchvision_catalogue import KNOWN as TORCHVISION
 from featprep.errors import OutOfMemoryError, UsageError
 
 PROJECTED = Want(feature="projected")
@@ -59,7 +61,7 @@ HF = (
     "google/vit-base-patch16-224-in21k",
     "tiny",
 )
-OTHERS = [name for name in list_encoders() if not name.startswith("openclip:")]
+OTHERS = [name for name in list_encoders() if name.startswith(("clip:", "hf:"))]
 # Of open_clip's many, every kind of tower there is, made small.
 TOWERS = [name for name in open_clip_towers.TOWERS if name != "openclip:small/relpos"]
 ARCHITECTURES = [
@@ -67,6 +69,7 @@ ARCHITECTURES = [
     *(f"hf:{id}" for id in HF),
     "openclip:tiny",
     *TOWERS,
+    "timm:tiny",  # timm's and torchvision's architectures: test_module_encoders
 ]
 CLIP_NAMES = "ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px, tiny"
 HF_NAMES = (
@@ -83,11 +86,10 @@ OPEN_CLIP_ALLOWED = (
     f"{OPEN_CLIP_NAMES}, openclip:hf-hub:ORG/NAME of the hub, or openclip:NAME=PATH, PATH a "
     "checkpoint, or a folder with open_clip_config.json; NAME is ARCH/TAG or ARCH"
 )
-TIMM_NAMES = (
-    "vit_tiny_patch16_224.augreg_in21k, vit_small_patch16_224.augreg_in21k, "
-    "vit_base_patch16_224.augreg_in21k … (featprep models timm: lists 27)"
+TIMM_NAMES = f"{', '.join(list(TIMM)[:8])} … tiny (all {len(TIMM) + 1}: featprep models timm:)"
+TORCHVISION_NAMES = (
+    f"{', '.join(list(TORCHVISION)[:8])} … (all {len(TORCHVISION)}: featprep models torchvision:)"
 )
-TORCHVISION_NAMES = "resnet18, resnet34, resnet50 … (featprep models torchvision: lists 49)"
 Load = Callable[..., Any]
 
 
@@ -227,7 +229,8 @@ def test_a_name_with_its_family_a_path_and_a_bare_name_are_told_apart(tmp_path: 
             "vit-b/32",
             "any",
             f"--model vit-b/32: no such encoder; allowed is FAMILY:NAME or FAMILY:NAME=PATH with "
-            f"clip: {CLIP_NAMES}; hf: {HF_NAMES}; openclip: {OPEN_CLIP_NAMES}. Did you mean "
+            f"clip: {CLIP_NAMES}; hf: {HF_NAMES}; openclip: {OPEN_CLIP_NAMES}; timm: {TIMM_NAMES}; "
+            f"torchvision: {TORCHVISION_NAMES}. Did you mean "
             "clip:ViT-B/32?",
         ),
         (
@@ -333,9 +336,9 @@ def test_parity_sh_exits_with_one_outside_tolerance_and_two_for_an_unknown_name(
     assert script["main"]() == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["ok"] * 4 + ["FAIL"] * 4
-    monkeypatch.setattr(sys, "argv", ["parity.sh", "RN50"])
+    monkeypatch.setattr(sys, "argv", ["parity.sh", "RN51"])
     assert script["main"]() == 2
-    assert capsys.readouterr().err.startswith("parity.sh RN50: there is clip:ViT-B/32, clip:ViT-")
+    assert capsys.readouterr().err.startswith("parity.sh RN51: there is clip:ViT-B/32, clip:ViT-")
 
 
 # --- the contract
@@ -410,10 +413,11 @@ def test_a_bright_cell_shows_at_its_own_row_and_column(load: Load, family: str) 
 def test_what_an_encoder_lacks_is_refused_with_what_there_is(load: Load, family: str) -> None:
     encoder = load(family)
     with pytest.raises(UsageError) as refusal:
-        encoder.encode(images(1), Want(layers=(0,)))
-    assert str(refusal.value) == (
-        f"--layer 0: of {family}:test, allowed is -1 (or 2), the last block"
-    )
+        encoder.encode(images(1), Want(layers=(3,)))
+    unit = " has 3 blocks; allowed are 0 to 2, or -1 (the last) to -3"
+    if not encoder.spec.has_layers:
+        unit = ": allowed is -1 (or 2), the last block"
+    assert str(refusal.value).endswith(unit.removeprefix(":"))
     np.testing.assert_array_equal(
         encoder.encode(images(1), Want(layers=(2,))).map, encoder.encode(images(1), Want()).map
     )
@@ -427,7 +431,7 @@ def test_what_an_encoder_lacks_is_refused_with_what_there_is(load: Load, family:
 def test_projection_is_refused_where_there_is_none(load: Load) -> None:
     message = "--feature projected: hf:test has no projection; allowed is --feature patch"
     with pytest.raises(UsageError) as refusal:
-        load("hf", feature="projected")
+        load("hf", want=PROJECTED)
     assert str(refusal.value) == message
     with pytest.raises(UsageError) as refusal:
         load("hf").encode(images(1), PROJECTED)
@@ -476,6 +480,7 @@ def test_what_overflows_float16_comes_back_as_inf_and_never_clipped(
     last = {
         "hf": lambda: encoder.model.layernorm,
         "clip": lambda: encoder.visual.transformer.resblocks[-1].mlp.c_proj,
+        "openclip": lambda: encoder.visual.transformer.resblocks[-1].mlp.c_proj,
         "timm": lambda: encoder.network.model.norm,
     }[family]()
     last.weight.data *= 1e6
@@ -504,7 +509,7 @@ def test_out_of_memory_is_ours_and_holds_on_to_nothing(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(encoder, "_tokens", fail)
+    monkeypatch.setattr(encoder, "_take", fail)
     with pytest.raises(OutOfMemoryError) as caught:
         encoder.encode(images(2), Want())
     assert str(caught.value) == "cpu has no room for a batch of 2"
@@ -519,7 +524,7 @@ def test_other_errors_of_the_library_are_not_taken_for_it(
     def fail(*_: object) -> None:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(encoder, "_tokens", fail)
+    monkeypatch.setattr(encoder, "_take", fail)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         encoder.encode(images(1), Want())
 
@@ -687,7 +692,7 @@ def test_clip_keeps_few_resampled_grids_and_its_own_positions_untouched(load: Lo
         encoder.encode(images(1, 14, 14 * columns), Want())
     assert len(encoder._positions) == 8
     assert torch.equal(encoder.visual.positional_embedding, own)
-    assert resample_positions(own, (16, 16)) is own
+    assert encoder._positions.at((16, 16)) is encoder.visual.positional_embedding
 
 
 # --- tiny
@@ -701,7 +706,7 @@ def test_tiny_is_the_same_bytes_every_time_and_says_that_it_means_nothing(
     for one in sorted([first] if first.is_file() else first.iterdir()):
         other = tmp_path / "b" / one.name
         assert one.read_bytes() == other.read_bytes()
-    assert first.name == second.name or family != "clip"
+    assert first.name == second.name or first.is_dir()
     encoder = load_encoder(resolve("tiny", family), LoadOptions())
     assert encoder.spec == describe(resolve(f"{family}:tiny", "any"))
     assert encoder.spec.meaningless

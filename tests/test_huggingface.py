@@ -244,7 +244,7 @@ def test_a_bright_cell_shows_at_its_own_row_and_column(kind: str, folders: dict[
 def test_projected_is_the_last_norm_and_the_checkpoints_projection_of_each_cell(
     kind: str, folders: dict[str, Path]
 ) -> None:
-    encoder, pixels = load(folders[kind], feature="projected"), images(1)
+    encoder, pixels = load(folders[kind], want=PROJECTED), images(1)
     cells, projected = (cells_of(encoder, pixels, want) for want in (Want(), PROJECTED))
     tensors = load_file(folders[kind] / "model.safetensors")
     layer = "vision_proj" if kind == "blip" else "visual_projection"
@@ -260,7 +260,7 @@ def test_a_family_without_a_projection_of_cells_refuses_projected(
     kind: str, folders: dict[str, Path]
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        load(folders[kind], feature="projected")
+        load(folders[kind], want=PROJECTED)
     assert str(caught.value) == (
         "--feature projected: hf:test has no projection; allowed is --feature patch"
     )
@@ -558,12 +558,12 @@ def test_the_digest_is_over_the_projection_too(tmp_path: Path) -> None:
 def test_a_projection_that_lacks_or_does_not_fit_is_an_error(tmp_path: Path) -> None:
     folder = write_folder(SMALL["clip"], tmp_path)
     change_json(folder / "config.json", projection_dim=32)
-    message = refusal(folder, feature="projected")
+    message = refusal(folder, want=PROJECTED)
     start = f"hf:test: the projection in {folder} does not fit its config.json: "
     assert message.startswith(start)
     assert "size mismatch for weight" in message
     change(folder, lambda tensors: tensors.pop("visual_projection.weight"))
-    assert refusal(folder, feature="projected").startswith(start)
+    assert refusal(folder, want=PROJECTED).startswith(start)
 
 
 VISION_ONLY = {

@@ -20,17 +20,19 @@ import torch
 from featprep import certify
 from featprep.certify import Case
 from featprep.config import EncodeConfig
-from featprep.encoders import describe, load_encoder, resolve, timm_models
+from featprep.encoders import describe, load_encoder, resolve
 from featprep.encoders.base import Encoder, LoadOptions, ModelName, Want, predict_grid
-from featprep.encoders.module_encoder import map_shape, measure_unit, used_tensors
+from featprep.encoders.module_encoder import Ask, measure_unit, outline, trace
 from featprep.encoders.random_modules import write_timm, write_torchvision
 from featprep.encoders.timm_building import can_resize, read_card, sketch_model
 from featprep.encoders.timm_catalogue import KNOWN as TIMM
 from featprep.encoders.timm_catalogue import make_recipe
+from featprep.encoders.timm_networks import make_network as timm_network
+from featprep.encoders.timm_networks import make_spec
 from featprep.encoders.torchvision_catalogue import ARCHITECTURES, KNOWN, tag_of
-from featprep.encoders.torchvision_models import HEADS, last_map
+from featprep.encoders.torchvision_models import HEADS, make_network
 from featprep.errors import UsageError, WeightsError
-from featprep.resolve import by_patch, norm_of
+from featprep.resolve import by_patch
 from featprep.resolve import resolve as resolve_config
 from safetensors.torch import load_file, save_file
 from torchvision import models
@@ -215,8 +217,12 @@ def test_sizes_of_cnns_need_not_be_multiples_and_the_grid_is_the_models(
     """ResNet rounds up at every step, ConvNeXt down, Swin first down by 4, then up."""
     spec = KNOWN[name]
     with torch.device("meta"):
-        network = last_map(models.get_model(name, weights=None).eval())
-    assert map_shape(network, 100, 225) == (spec.hidden_dim, *grid)
+        network = make_network(models.get_model(name, weights=None).eval())
+    last = Ask((spec.depth - 1,))
+    assert outline(network, 100, 225, last).maps[spec.depth - 1].shape[1:] == (
+        spec.hidden_dim,
+        *grid,
+    )
     config = EncodeConfig(input="in", output="out", model=name, size=(100, 225), resize="crop")
     resolved = resolve_config(config, spec, "float32", by_patch(spec), is_plain=True)
     assert (resolved.geometry.size, resolved.geometry.grid) == ((100, 225), grid)
@@ -224,12 +230,11 @@ def test_sizes_of_cnns_need_not_be_multiples_and_the_grid_is_the_models(
 
 def test_a_plain_name_of_torchvisions_has_its_own_size() -> None:
     for id in ("resnet152", "efficientnet_b7", "vit_b_16"):
-        assert resolve(id, "any") == ModelName("torchvision", id, None, is_plain=True)
+        assert resolve(id, "any") == ModelName("torchvision", id)
     spec = KNOWN["efficientnet_b7"]
     config = EncodeConfig(input="in", output="out", model="efficientnet_b7", resize="crop")
-    resolved = resolve_config(config, spec, "float32", by_patch(spec), is_plain=True)
+    resolved = resolve_config(config, spec, "float32", by_patch(spec), is_plain=False)
     assert resolved.map_shape == (2560, 19, 19)
-    assert norm_of(config, spec) == "own"
 
 
 # --- position embeddings
@@ -256,8 +261,8 @@ def test_as_many_cells_in_another_shape_are_resampled_all_the_same(made: Made) -
     """10 × 10 and 20 × 5 positions have one length."""
     encoder: Any = load(made("timm:test_vit"))
     own = encoder.network.model.pos_embed
-    assert encoder._positions_at((10, 10)) is own
-    assert not torch.equal(encoder._positions_at((20, 5)), own)
+    assert encoder._positions.at((10, 10)) is own
+    assert not torch.equal(encoder._positions.at((20, 5)), own)
     (parity,) = certify.certify(made("timm:test_vit"), [Case(320, 80, 1)])
     assert parity.is_within
 
@@ -448,9 +453,14 @@ def test_a_name_that_cannot_be_timms_is_refused_at_once() -> None:
     assert refused(lambda: resolve("timm:a b", "any")).startswith(
         "--model timm:a b: no such encoder; allowed is vit_tiny_patch16_224.augreg_in21k, "
     )
-    assert refused(lambda: resolve("torchvision:vgg16", "any")).startswith(
-        "--model torchvision:vgg16: no such encoder; allowed is resnet18, resnet34, resnet50 … "
-        "(featprep models torchvision: lists 49), or torchvision:NAME=PATH, PATH a .pth file"
+    assert refused(lambda: resolve("torchvision:vgg16", "any")) == (
+        "--model torchvision:vgg16: no such encoder; allowed is resnet18, resnet34, resnet50, "
+        "resnet50/IMAGENET1K_V1, resnet101, resnet101/IMAGENET1K_V1, resnet152, "
+        "resnet152/IMAGENET1K_V1 … (all 49: featprep models torchvision:), or "
+        "torchvision:NAME=PATH, PATH a .pth file, under torchvision's NAME of it."
+    )
+    assert refused(lambda: resolve("torchvision:tiny", "any")).startswith(
+        "--model torchvision:tiny: no such encoder; "
     )
 
 
@@ -500,16 +510,17 @@ def test_torchvisions_widths_depths_and_patches_are_those_of_the_table(name: str
 )
 def test_the_unit_of_a_kind_is_measured(name: str) -> None:
     with torch.device("meta"):
-        network = last_map(models.get_model(name, weights=None).eval())
-    assert measure_unit(network, 32, 96, 96) == KNOWN[name].unit
+        network = make_network(models.get_model(name, weights=None).eval())
+    last = Ask((KNOWN[name].depth - 1,))
+    assert measure_unit(network, last, 32, 96, 96) == KNOWN[name].unit
 
 
 @pytest.mark.parametrize("id", TIMM)
 def test_timms_table_is_timms(id: str) -> None:
     name = ModelName("timm", id)
     model = sketch_model(name, read_card(name))
-    network = timm_models._last_map(name, model, swaps=False)
-    assert timm_models._spec_of(name, model, network, can_resize(model)) == TIMM[id]
+    network = timm_network(name, model, swaps=False)
+    assert make_spec(name, model, network, can_resize(model)) == TIMM[id]
     assert describe(name) == TIMM[id]
     assert timm.get_pretrained_cfg(id).hf_hub_id == f"timm/{id}"
 
@@ -530,7 +541,7 @@ def test_the_recipe_is_timms_transform(id: str) -> None:
 
 def test_what_the_map_does_not_depend_on_is_found_by_asking() -> None:
     with torch.device("meta"):
-        network = last_map(models.get_model("resnet18", weights=None).eval())
-    used = used_tensors(network, 64, 64)
+        network = make_network(models.get_model("resnet18", weights=None).eval())
+    used = trace(network, 64, 64, Ask((3,))).tensors
     assert {"model.conv1.weight", "model.layer4.1.bn2.running_var"} <= used
     assert not any(key.startswith("model.fc") or "num_batches" in key for key in used)

@@ -19,7 +19,8 @@ from featprep import certify, cli
 from featprep.encoders import ALIASES, describe, list_encoders, load_encoder, resolve
 from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName, Recipe, Want
 from featprep.encoders.openclip_cards import CONFIG, KNOWN, WEIGHTS, Card, card_of, shape_of, tags
-from featprep.encoders.openclip_towers import module_shape, resample
+from featprep.encoders.openclip_towers import module_shape
+from featprep.encoders.positions import resample_positions
 from featprep.encoders.tiny import TINY, write_openclip, write_random, write_tiny
 from featprep.errors import UsageError, WeightsError
 from safetensors.torch import load_file, save_file
@@ -450,7 +451,7 @@ def test_sizes_leave_no_trace(kind: str, tmp_path: Path) -> None:
         encoder.encode(certify.generate_images(1, 16, 16 * columns), Want())
     assert np.array_equal(encoder.encode(native, Want()).map, first)
     assert np.array_equal(encoder.encode(long, Want()).map, other)
-    assert len(getattr(encoder.tower, "_grids", ())) <= 8
+    assert len(getattr(encoder.tower, "_positions", ())) <= 8
 
 
 def test_a_trunk_made_for_one_size_refuses_others_and_names_its_own(tmp_path: Path) -> None:
@@ -469,13 +470,15 @@ def test_resampling_keeps_the_prefix_and_tells_rows_from_columns() -> None:
     table = torch.stack((rows, columns), -1).reshape(16, 2)
     prefix = torch.full((1, 2), 9.0)
     own = torch.cat((prefix, table))
-    assert resample(own, (4, 4), (4, 4), antialias=False) is own
-    placed = resample(own, (4, 4), (2, 8), antialias=False)
+    assert resample_positions(own, (4, 4), (4, 4)) is own
+    placed = resample_positions(own, (4, 4), (2, 8), antialias=False)
     assert torch.equal(placed[:1], prefix)
     grid = placed[1:].reshape(2, 8, 2)
     assert torch.equal(grid[:, 0, 0], grid[:, 5, 0])
     assert torch.equal(grid[0, :, 1], grid[1, :, 1])
-    assert torch.equal(resample(table[None], (4, 4), (2, 8), antialias=False)[0], placed[1:])
+    assert torch.equal(
+        resample_positions(table[None], (4, 4), (2, 8), antialias=False)[0], placed[1:]
+    )
 
 
 def test_openais_clip_and_open_clips_give_one_map_from_one_set_of_weights(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from featprep.config import EncodeConfig
 from featprep.devices import Precision
 from featprep.encoders.base import EncoderSpec, Recipe
 from featprep.errors import UsageError
-from featprep.resolve import by_patch, fingerprint, norm_of, resolve
+from featprep.resolve import by_patch, fingerprint, resolve
 
 DINO = replace(
     SPEC, name="hf:dino", family="hf", patch=14, hidden_dim=384, depth=12, native_size=(518, 518)
@@ -66,7 +66,10 @@ def test_a_fixed_size_encoder_names_its_size() -> None:
 def test_a_projection_that_is_not_there_is_refused() -> None:
     with pytest.raises(UsageError) as error:
         _resolve(DINO, feature="projected")
-    assert str(error.value) == "--feature projected: hf:dino has no projection; it has: patch"
+    assert (
+        str(error.value)
+        == "--feature projected: hf:dino has no projection; allowed is --feature patch"
+    )
     assert _resolve(CLIP, feature="projected").channels == 512
 
 
@@ -115,11 +118,3 @@ def test_the_fingerprint_differs_where_bytes_would_and_nowhere_else(
 
     before, after = make(), make(**change)
     assert {name for name in before if before[name] != after[name]} == differs
-
-
-def test_the_norm_is_the_specs_and_every_projection_is_normed() -> None:
-    plain = EncodeConfig(input="i", output="o", model="m")
-    projected = EncodeConfig(input="i", output="o", model="m", feature="projected")
-    assert norm_of(plain, CLIP) == "none"
-    assert norm_of(projected, CLIP) == "final"
-    assert norm_of(plain, DINO) == "final"

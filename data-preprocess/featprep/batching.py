@@ -8,7 +8,7 @@ protocol.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -92,7 +92,7 @@ class BatchEncoder:
 
     def _again(self, image: Prepared) -> Row | Failure:
         """In float32, for a map that is not finite or does not fit float16."""
-        maps = self._forward(self.exact(), Want(self.want.layers, self.want.feature), [image])
+        maps = self._forward(self.exact(), replace(self.want, dtype="float32"), [image])
         if maps is None:
             return _failed(image, "the device has no memory to encode it again in float32")
         feature = maps[0]

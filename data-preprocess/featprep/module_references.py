@@ -65,7 +65,7 @@ def _spatial(model: Any, pixels: Tensor) -> AnyArray:
     """forward_features, which gives tokens, NHWC or NCHW, as (B, C, rows, columns)."""
     out: Tensor = model.forward_features(pixels)
     if out.ndim == 3:
-        # Hiera knows no grid; it takes squares alone, and its tokens come in rows once all is pooled.
+        # Hiera knows no grid; it takes squares alone, and its tokens end up in rows.
         grid = getattr(model.patch_embed, "grid_size", (math.isqrt(out.shape[1]),) * 2)
         prefix = getattr(model, "num_prefix_tokens", 0)
         out = out[:, prefix:].unflatten(1, tuple(grid)).movedim(-1, 1)  # type: ignore[no-untyped-call]

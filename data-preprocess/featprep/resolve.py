@@ -13,6 +13,7 @@ from typing import Any
 
 from featprep.config import EncodeConfig
 from featprep.devices import Precision
+from featprep.encoders import wants
 from featprep.encoders.base import EncoderSpec, Want, check_pos_embed, predict_grid
 from featprep.errors import UsageError
 from featprep.geometry import Geometry
@@ -56,19 +57,17 @@ def resolve(
     config: EncodeConfig, spec: EncoderSpec, storage: str, grid: Grid, *, is_plain: bool
 ) -> Resolved:
     """Raises UsageError. `is_plain`: the model was named without its family (SPEC 1, --size)."""
-    _check_can(config, spec)
-    channels = spec.hidden_dim if config.feature == "patch" else spec.projected_dim
-    assert channels is not None
-    dtype: Any = storage
-    want = Want((-1,), "projected" if config.feature == "projected" else "patch", dtype)
+    want = wants.check(spec, want_of(config, storage))
     geometry = _geometry(config, spec, grid, is_plain)
     check_pos_embed(spec, config.pos_embed, *(geometry.size or (0, 0)))
-    return Resolved(geometry, want, channels)
+    return Resolved(geometry, want, wants.channels(spec, want, want.layers[0]))
 
 
-def _check_can(config: EncodeConfig, spec: EncoderSpec) -> None:
-    if config.feature == "projected" and spec.projected_dim is None:
-        raise UsageError(f"--feature projected: {spec.name} has no projection; it has: patch")
+def want_of(config: EncodeConfig, storage: str) -> Want:
+    """What the settings ask of an encoder, whichever it is."""
+    feature: Any = config.feature
+    dtype: Any = storage
+    return Want(feature=feature, dtype=dtype)
 
 
 def _geometry(config: EncodeConfig, spec: EncoderSpec, grid: Grid, is_plain: bool) -> Geometry:
@@ -133,14 +132,14 @@ def fingerprint(
 ) -> dict[str, Any]:
     """Everything that shapes a result's bytes, as flat plain values. Two runs with one fingerprint
     may share a folder."""
-    geometry = dataclasses.asdict(resolved.geometry)
+    geometry, want = dataclasses.asdict(resolved.geometry), resolved.want
     return {
         "format": FORMAT,
         "encoder": spec.name,
         "weights": digest,
         "layer": spec.depth - 1,
         "feature": config.feature,
-        "norm": norm_of(config, spec),
+        "norm": "final" if wants.is_normed(spec, want, want.layers[0]) else "none",
         "pos_embed": config.pos_embed,
         "compute": precision.compute,
         "storage": precision.storage,
@@ -148,11 +147,6 @@ def fingerprint(
         "mask_dir": os.path.realpath(config.mask_dir) if config.mask_dir else None,
         "names": config.names,
     }
-
-
-def norm_of(config: EncodeConfig, spec: EncoderSpec) -> str:
-    """The norm of the map: every projection is final-normed, the last block where its family is."""
-    return "final" if spec.final_norm or config.feature != "patch" else "none"
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from featprep.config import EncodeConfig
 from featprep.decoding import DecodeRules
 from featprep.devices import Precision
 from featprep.encoders.base import Encoder, LoadOptions, ModelName
-from featprep.resolve import Resolved, by_patch, fingerprint, metadata, resolve
+from featprep.resolve import Resolved, by_patch, fingerprint, metadata, resolve, want_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def open_session(
         compute=precision.compute,
         pos_embed="hub" if config.pos_embed == "hub" else "transformers",
         trust_weights=config.trust_weights,
-        feature="projected" if config.feature == "projected" else "patch",
+        want=want_of(config, precision.storage),
         quick_gelu=config.quick_gelu,
     )
     _check_early(config, name, precision)

@@ -98,7 +98,9 @@ class Scope:
     def names(self, family: str) -> list[str]:
         """The names of a family that the command knows, tiny among them where there is one."""
         return [
-            id for id in _ids(family) if not self.kinds or id == "tiny" or hf_known.kind_of(id) in self.kinds
+            id
+            for id in _ids(family)
+            if not self.kinds or id == "tiny" or hf_known.kind_of(id) in self.kinds
         ]
 
 

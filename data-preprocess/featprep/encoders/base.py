@@ -11,7 +11,9 @@ from typing import Literal, Protocol
 from featprep.errors import UsageError
 from featprep.records import FeatureMaps, UInt8
 
-Feature = Literal["patch", "projected"]
+Feature = Literal["patch", "projected", "value"]
+Facet = Literal["token", "query", "key", "value"]
+Norm = Literal["auto", "final", "none"]
 PosEmbed = Literal["transformers", "hub"]
 StorageDtype = Literal["float32", "float16"]
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
@@ -56,6 +58,14 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage of a CNN: `stride` of its cells in pixels, and its channels."""
+
+    stride: int
+    channels: int
+
+
+@dataclass(frozen=True, slots=True)
 class EncoderSpec:
     """What is known of an encoder without running it."""
 
@@ -74,6 +84,11 @@ class EncoderSpec:
     cls: bool = True  # whether a CLS token, or a pooled vector in its place, precedes the cells
     registers: int = 0
     final_norm: bool = True  # whether the last block's own map is after the model's last norm
+    has_layers: bool = False  # whether any layer can be taken, not the last alone
+    stages: tuple[Stage, ...] = ()  # of a CNN, one a layer; empty: blocks, which are all alike
+    norms: tuple[Norm, ...] = ("auto",)  # what --norm may name
+    has_value: bool = False  # --feature value: the value path of the last attention, projected
+    has_facets: bool = False  # whether queries, keys and values of its attentions can be taken
     pos_embeds: tuple[str, ...] = ("transformers",)  # conventions --pos_embed may name
     fixed_size: bool = False
     # CNNs take any size: of a side, the remainder of `unit` is dropped, and what is left of `patch`
@@ -85,10 +100,21 @@ class EncoderSpec:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """What to take from a forward pass; checked against a spec before any work by `config`."""
+    """What to take from a forward pass; `wants.check` holds it against a spec before any work.
+
+    `layers`: block outputs (stages for CNNs), 0 … depth − 1, or counted from the end as -1. `norm`:
+    the model's last norm: final, on every layer; none; auto, as the family has its last block, and
+    none before. `facet`: a part of each layer's attention in place of its output, heads
+    concatenated, before rotation and scaling. `prefix`: CLS and registers of the first layer too.
+    `pooled`: the vector that the model makes of the whole image.
+    """
 
     layers: tuple[int, ...] = (-1,)
     feature: Feature = "patch"
+    facet: Facet = "token"
+    norm: Norm = "auto"
+    prefix: bool = False
+    pooled: bool = False
     dtype: StorageDtype = "float32"
 
 
@@ -100,7 +126,7 @@ class LoadOptions:
     compute: ComputeDtype = "float32"
     pos_embed: PosEmbed = "transformers"
     trust_weights: bool = False
-    feature: Feature = "patch"
+    want: Want = Want()  # what will be asked: parts that none of it needs are not loaded
     quick_gelu: bool | None = None  # None: as the checkpoint's tag says
 
 
@@ -115,8 +141,8 @@ class Encoder(Protocol):
     digest: str
     origin: str
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Cells (rows, columns) the network makes of an input of this size."""
+    def grid(self, height: int, width: int, layer: int = -1) -> tuple[int, int]:
+        """Cells (rows, columns) the network makes of an input of this size, at a layer."""
         ...
 
     def tokens(self, height: int, width: int) -> tuple[int, int]:
@@ -131,10 +157,11 @@ class Encoder(Protocol):
         ...
 
 
-def predict_grid(spec: EncoderSpec, height: int, width: int) -> tuple[int, int]:
-    """The grid at this size, while there is no model to ask."""
-    unit = spec.unit or spec.patch
-    rows, columns = (-(-(side // unit) // (spec.patch // unit)) for side in (height, width))
+def predict_grid(spec: EncoderSpec, height: int, width: int, layer: int = -1) -> tuple[int, int]:
+    """The grid of a layer at this size, while there is no model to ask."""
+    stride = spec.stages[layer].stride if spec.stages else spec.patch
+    unit = min(spec.unit or spec.patch, stride)
+    rows, columns = (-(-(side // unit) // (stride // unit)) for side in (height, width))
     return rows, columns
 
 

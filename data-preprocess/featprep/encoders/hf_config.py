@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from featprep.encoders import hf_processor, weights
-from featprep.encoders.base import EncoderSpec, ModelName
+from featprep.encoders.base import EncoderSpec, ModelName, Stage
 from featprep.errors import UsageError, WeightsError
 
 
@@ -42,9 +42,11 @@ class ModelType:
     unused: tuple[str, ...] = ()
     section: str = ""  # of config.json, where the model is a tower of a larger one
     cls: bool = True  # DINOv3 ConvNeXt has its pooled vector there
+    pooler: tuple[str, ...] = ()  # how tensors begin that the pooled vector alone depends on
+    pooled_in: tuple[str, ...] = ()  # the architectures whose files have them; empty: all
     final_norm: bool = True  # whether last_hidden_state is after the last LayerNorm
     is_flagged: bool = True  # other sizes only with interpolate_pos_encoding=True
-    overrides: Mapping[str, Any] = field(default_factory=dict)  # heads that no map needs, left out
+    headless: Mapping[str, Any] = field(default_factory=dict)  # config that leaves the pooler out
     renamed: tuple[str, str] | None = None  # (as some files have it, as the module has it)
     projections: Mapping[str, Projection] = field(default_factory=dict)  # by architecture
     # How facebookresearch/dinov2, hub/backbones.py, resamples position embeddings.
@@ -85,7 +87,8 @@ _SIGLIP: dict[str, Any] = {
     "defaults": _vit(16),
     "processor": "Siglip",
     "cls": False,
-    "overrides": {"vision_use_head": False},
+    "pooler": ("head.",),
+    "headless": {"vision_use_head": False},
 }
 _BLIP: dict[str, Any] = {
     **_TOWER,
@@ -149,8 +152,10 @@ MODEL_TYPES = {
         defaults=_vit(16),
         root="vit.",
         used=("embeddings.", "encoder.", "layernorm."),
-        unused=("embeddings.mask_token", "pooler."),
+        unused=("embeddings.mask_token",),
         processor="ViT",
+        pooler=("pooler.",),
+        pooled_in=("ViTModel",),
     ),
     "clip": ModelType(**_CLIP, **_PARENT, projections={"CLIPModel": _VISUAL}),
     "clip_vision_model": ModelType(**_CLIP, projections={"CLIPVisionModelWithProjection": _VISUAL}),
@@ -235,6 +240,8 @@ def spec_of(name: str, config: Mapping[str, Any], processor: Mapping[str, Any]) 
     side, projection = _square(tower["image_size"]), projection_of(config)
     processor = hf_processor.complete(processor, kind.processor)
     mean, std = hf_processor.read_statistics(processor)
+    architectures = set(config.get("architectures") or ())
+    is_cnn = "depths" in tower
     return EncoderSpec(
         name=name,
         family="hf",
@@ -248,7 +255,17 @@ def spec_of(name: str, config: Mapping[str, Any], processor: Mapping[str, Any]) 
         projected_dim=int(config.get(projection.size, projection.default)) if projection else None,
         cls=kind.cls,
         registers=int(tower.get("num_register_tokens", 0)),
+        pooled=not kind.pooled_in or bool(architectures & set(kind.pooled_in)),
         final_norm=kind.final_norm,
+        has_layers=True,
+        stages=tuple(
+            Stage(4 * 2**index, int(width)) for index, width in enumerate(tower["hidden_sizes"])
+        )
+        if is_cnn
+        else (),
+        norms=("auto", "final", "none"),
+        has_value=projection is not None,
+        has_facets=not is_cnn,
         pos_embeds=("transformers",) if kind.hub_offset is None else ("transformers", "hub"),
     )
 

@@ -7,17 +7,19 @@ code.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from featprep.encoders import hf_config, weights
-from featprep.encoders.base import EncoderSpec, Feature, LoadOptions, ModelName
+from featprep.encoders import hf_config, wants, weights
+from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName
+from featprep.encoders.block_encoder import BlockEncoder
 from featprep.encoders.hf_config import MODEL_TYPES, ModelType, read_spec
 from featprep.encoders.hf_known import KNOWN
-from featprep.encoders.torch_encoder import TorchEncoder, check_feature, place
+from featprep.encoders.taps import has_attention
+from featprep.encoders.torch_encoder import place
 from featprep.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ _ARCHITECTURE = (
     "num_register_tokens",
     "rope_theta",
 )
+
+_NORMS = ("layernorm", "norm", "post_layernorm", "layer_norm")  # the last one, in one or another
 
 
 def describe(name: ModelName) -> EncoderSpec | None:
@@ -56,10 +60,10 @@ def load(name: ModelName, options: LoadOptions) -> HuggingFaceEncoder:
     else:
         folder, origin = weights.hub_folder(name)
     spec = read_spec(name, folder)
-    check_feature(spec, options.feature)
-    config = hf_config.read_config(name, folder)
-    tensors, projection = _published_tensors(name, folder, config)
-    model = _build(name, folder, config, tensors)
+    wants.check(spec, options.want)
+    config, pooled = hf_config.read_config(name, folder), options.want.pooled
+    tensors, projection = _published_tensors(name, folder, config, pooled)
+    model = _build(name, folder, config, tensors, pooled)
     linear = _project(name, folder, spec, projection) if spec.projected_dim else None
     settings = {key: getattr(model.config, key, None) for key in _ARCHITECTURE}
     statistics = {"mean": spec.mean, "std": spec.std}
@@ -69,11 +73,12 @@ def load(name: ModelName, options: LoadOptions) -> HuggingFaceEncoder:
 
 
 def _published_tensors(
-    name: ModelName, folder: Path, config: Mapping[str, Any]
+    name: ModelName, folder: Path, config: Mapping[str, Any], pooled: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(tensors of the tower, of its projection), named as in the files less the tower's own name:
     transformers renames its own between releases."""
     kind, wanted = MODEL_TYPES[config["model_type"]], hf_config.projection_of(config)
+    used = kind.used + kind.pooler * pooled
     files = weights.weight_files(folder)
     if not files:
         raise WeightsError(f"{name}: {folder} holds no weights; put model.safetensors there")
@@ -82,7 +87,7 @@ def _published_tensors(
     for file in files:
         for key, item in weights.read_tensors(file, name).items():
             plain = key.removeprefix(kind.root)
-            if plain.startswith(kind.used) and not plain.startswith(kind.unused):
+            if plain.startswith(used) and not plain.startswith(kind.unused):
                 tower[plain.replace(*kind.renamed) if kind.renamed else plain] = item
             elif wanted and key.startswith(f"{wanted.tensor}."):
                 projection[key] = item
@@ -90,7 +95,11 @@ def _published_tensors(
 
 
 def _build(
-    name: ModelName, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    name: ModelName,
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    pooled: bool,
 ) -> Any:
     """transformers' model in float32, every tensor that counts from the checkpoint."""
     import torch
@@ -103,7 +112,7 @@ def _build(
             model, report = model_class.from_pretrained(
                 None,
                 config=model_class.config_class.from_dict(
-                    {**hf_config.tower_of(config), **kind.overrides}
+                    {**hf_config.tower_of(config), **({} if pooled else kind.headless)}
                 ),
                 state_dict=dict(tensors),
                 dtype=torch.float32,
@@ -116,13 +125,15 @@ def _build(
         raise WeightsError(
             f"{name}: transformers refuses {folder}: {weights.one_line(error)}; get a whole copy"
         ) from error
-    _check_whole(name, folder, report, kind)
+    _check_whole(name, folder, report, kind.unused + (() if pooled else kind.pooler))
     return model
 
 
-def _check_whole(name: ModelName, folder: Path, report: Mapping[str, Any], kind: ModelType) -> None:
+def _check_whole(
+    name: ModelName, folder: Path, report: Mapping[str, Any], unused: tuple[str, ...]
+) -> None:
     """transformers draws lacking tensors at random, and passes over what its config leaves out."""
-    lacking = sorted(key for key in report["missing_keys"] if not key.startswith(kind.unused))
+    lacking = sorted(key for key in report["missing_keys"] if not key.startswith(unused))
     if lacking:
         more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
         raise WeightsError(
@@ -156,7 +167,7 @@ def _project(
     return linear
 
 
-class HuggingFaceEncoder(TorchEncoder):
+class HuggingFaceEncoder(BlockEncoder):
     """`model` is transformers' own; the map is its last_hidden_state, normed or not as it has it.
 
     `projection`: of every cell, after the last norm, as the family does it to the CLS token.
@@ -181,12 +192,48 @@ class HuggingFaceEncoder(TorchEncoder):
         if options.pos_embed == "hub" and kind.hub_offset is not None:
             use_hub_positions(model.embeddings, spec, kind)
 
-    def _tokens(self, pixels: Tensor, feature: Feature) -> Tensor:
-        tokens: Tensor = self.model(pixel_values=pixels, **self._flags).last_hidden_state
-        if feature == "projected":
-            normed = tokens if self.spec.final_norm else self.model.post_layernorm(tokens)
-            tokens = self.projection(normed)
-        return tokens
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The list of blocks, or stages, wherever this transformers keeps it."""
+        from torch import nn
+
+        lists = (part for part in self.model.modules() if isinstance(part, nn.ModuleList))
+        found: Any = next(
+            part
+            for part in lists
+            if len(part) == self.spec.depth and (self.spec.stages or has_attention(part[0]))
+        )
+        blocks: Sequence[nn.Module] = found
+        return blocks
+
+    def _run(self, pixels: Tensor) -> Any:
+        return self.model(pixel_values=pixels, **self._flags)
+
+    def _tokens_of(self, output: Any) -> Tensor:
+        import torch
+
+        if not self.spec.stages:
+            return super()._tokens_of(output)
+        mean = output.mean((2, 3), keepdim=True)  # DINOv3 ConvNeXt's pool, in front as its CLS
+        return torch.cat((mean.flatten(2).mT, output.flatten(2).mT), dim=1)
+
+    def _norm(self, tokens: Tensor) -> Tensor:
+        norm = next(getattr(self.model, name) for name in _NORMS if hasattr(self.model, name))
+        normed: Tensor = norm(tokens)
+        return normed
+
+    def _project(self, tokens: Tensor) -> Tensor:
+        projected: Tensor = self.projection(tokens)
+        return projected
+
+    def _pool(self, result: Any) -> Tensor:
+        """The image embedding as get_image_features has it, or pooler_output."""
+        if self.projection is None:
+            pooled: Tensor = result.pooler_output
+            return pooled
+        # BLIP projects the CLS token that was normed once; its pooler_output was normed twice.
+        is_normed = self.spec.final_norm
+        return self._project(result.last_hidden_state[:, 0] if is_normed else result.pooler_output)
 
 
 def _patch_embedding(model: nn.Module) -> Any:

@@ -1,31 +1,68 @@
-"""Encoders that are a module from pixels to a map, as timm's and torchvision's: asked, not assumed.
+"""Encoders that are a module from pixels to maps, as timm's and torchvision's: asked, not assumed.
 
-What a module makes of a size, and which of its tensors count, is asked of the module itself, on the
-meta device, where a forward pass works out shapes and computes nothing. Knows no architecture.
+What a module makes of a size is asked of the module itself, on the meta device, where a forward
+pass works out shapes and computes nothing. Knows no architecture.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from featprep.encoders.base import EncoderSpec, Feature, LoadOptions, predict_grid
-from featprep.encoders.torch_encoder import TorchEncoder, place
+from featprep.encoders.base import EncoderSpec, Facet, LoadOptions, Want, predict_grid
+from featprep.encoders.positions import Grid, PositionCache, resample_positions
+from featprep.encoders.torch_encoder import Taken, TorchEncoder, place
+from featprep.encoders.wants import is_normed
 from featprep.encoders.weights import one_line
 from featprep.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_GRIDS_KEPT = 8  # position embeddings: --resize keep meets any number of grids
-COUNTER = "num_batches_tracked"  # of BatchNorm's training; no output depends on it
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a network is to give. Layers count from 0; `normed`: those after the last norm."""
+
+    layers: tuple[int, ...]
+    normed: frozenset[int] = frozenset()
+    facet: Facet = "token"
+    pooled: bool = False
+
+
+@dataclass(slots=True)
+class Given:
+    """`maps`: layer → (B, C, rows, columns). `prefixes`: layer → (B, P, C), of ViTs.
+    `pooled`: (B, D)."""
+
+    maps: dict[int, Tensor]
+    prefixes: dict[int, Tensor] = field(default_factory=dict)
+    pooled: Tensor | None = None
+
+
+Forward = Callable[["Tensor", Ask], Given]
+
+
+def as_network(model: nn.Module, forward: Forward) -> nn.Module:
+    """A module around upstream's, whose call is `forward`: normalised (B, 3, H, W), Ask → Given."""
+    from torch import nn
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixels: Tensor, ask: Ask) -> Given:
+            return forward(pixels, ask)
+
+    return Network()
 
 
 class ModuleEncoder(TorchEncoder):
-    """`network`: normalised (B, 3, H, W) → (B, C, rows, columns). `prefix`: tokens that it drops.
-
-    `positions`: the name of the network's position embeddings, (1, prefix + cells, C), resampled to
-    every other grid and swapped in; None where there are none or the network sees to them itself.
-    """
+    """`network`: see as_network. `positions`: the name of its position embeddings,
+    (1, prefix + cells, C), resampled to every other grid and swapped in; None where there are none
+    or the network sees to them itself."""
 
     def __init__(
         self,
@@ -35,17 +72,17 @@ class ModuleEncoder(TorchEncoder):
         digest: str,
         origin: str,
         *,
-        prefix: int = 0,
         positions: str | None = None,
     ) -> None:
         super().__init__(spec, network, options, digest, origin)
-        self.prefix = prefix
+        # Resampled from the checkpoint's own numbers, whatever the precision of the compute.
+        self._native = None if positions is None else network.get_parameter(positions).detach()
         self.network: Any = place(network.to(self._compute), spec, options.device)
-        self._shapes: dict[tuple[int, int], tuple[int, int]] = {}
         self._name = positions
-        self._positions: dict[tuple[int, int], Tensor] = {}
+        self._positions = PositionCache(self._resampled)
+        self._grids: dict[tuple[int, int], dict[int, Grid]] = {}
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
+    def grid(self, height: int, width: int, layer: int = -1) -> Grid:
         spec, side = self.spec, f"--size {height},{width}: "
         if spec.fixed_size and (height, width) != spec.native_size:
             rows, columns = spec.native_size
@@ -54,95 +91,107 @@ class ModuleEncoder(TorchEncoder):
             raise UsageError(
                 f"{side}smaller than a patch of {spec.name}; allowed are multiples of {spec.patch}"
             )
-        if (height, width) not in self._shapes:
-            self._shapes[height, width] = self._ask(height, width)
-        return self._shapes[height, width]
+        if (height, width) not in self._grids:
+            self._grids[height, width] = self._ask(height, width)
+        return self._grids[height, width][layer % spec.depth]
 
-    def _ask(self, height: int, width: int) -> tuple[int, int]:
+    def _ask(self, height: int, width: int) -> dict[int, Grid]:
+        layers = tuple(range(self.spec.depth)) if self.spec.has_layers else (self.spec.depth - 1,)
         if self._name is not None:  # the rule of patches; every map is checked against it
-            return predict_grid(self.spec, height, width)
+            return dict.fromkeys(layers, predict_grid(self.spec, height, width))
         try:
-            return map_shape(self.network, height, width)[1:]
+            maps = outline(self.network, height, width, Ask(layers)).maps
         except Exception as error:  # asserts, shapes that do not fit: each architecture has its own
             example = ",".join(str(side) for side in self.spec.native_size)
             raise UsageError(
                 f"--size {height},{width}: {self.spec.name} refuses it ({one_line(error, 80)}); "
                 f"its own is --size {example}"
             ) from error
+        return {layer: (item.shape[2], item.shape[3]) for layer, item in maps.items()}
 
-    def _tokens(self, pixels: Tensor, feature: Feature) -> Tensor:
+    def _take(self, pixels: Tensor, want: Want) -> Taken:
         from torch.func import functional_call
 
-        grid = self.grid(*pixels.shape[-2:])
-        swapped = {} if self._name is None else {self._name: self._positions_at(grid)}
-        maps: Tensor = functional_call(self.network, swapped, (pixels,))
-        if maps.shape[-2:] != grid:
-            raise AssertionError(f"{self.spec.name}: a map of {tuple(maps.shape)}, not {grid}")
-        return maps.flatten(2).mT  # seen as tokens, which TorchEncoder turns back without a copy
+        height, width = pixels.shape[-2:]
+        swapped = {}
+        if self._name is not None:
+            swapped[self._name] = self._positions.at(self.grid(height, width))
+        normed = frozenset(layer for layer in want.layers if is_normed(self.spec, want, layer))
+        ask = Ask(want.layers, normed, want.facet, want.pooled)
+        given: Given = functional_call(self.network, swapped, (pixels, ask))
+        for layer, item in given.maps.items():
+            if item.shape[-2:] != self.grid(height, width, layer):
+                raise AssertionError(f"{self.spec.name}: layer {layer} of {tuple(item.shape)}")
+        first = want.layers[0] if want.prefix else None
+        tokens = {layer: _as_tokens(given, layer, layer == first) for layer in want.layers}
+        return Taken(tokens, given.pooled)
 
-    def _positions_at(self, grid: tuple[int, int]) -> Tensor:
-        if grid not in self._positions:
-            if len(self._positions) == _GRIDS_KEPT:
-                self._positions.pop(next(iter(self._positions)))
-            native = self.network.get_parameter(self._name)
-            own = predict_grid(self.spec, *self.spec.native_size)
-            self._positions[grid] = resample_positions(native, own, grid)
-        return self._positions[grid]
+    def _resampled(self, grid: Grid) -> Tensor:
+        own = predict_grid(self.spec, *self.spec.native_size)
+        current: Tensor = self.network.get_parameter(self._name)
+        if grid == own or self._native is None:
+            return current
+        return resample_positions(self._native.to(current.device), own, grid).to(current)
 
 
-def resample_positions(positions: Tensor, own: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """(1, prefix + own cells, C) → (1, prefix + cells of grid, C), as transformers' ViT does.
-
-    ViTEmbeddings.interpolate_pos_encoding in models/vit/modeling_vit.py: bicubic,
-    align_corners=False, no antialiasing, the prefix as it is. timm antialiases, and torchvision's
-    interpolate_embeddings aligns corners.
-    """
+def _as_tokens(given: Given, layer: int, has_prefix: bool) -> Tensor:
+    """(B, [P +] cells, C); without a prefix seen so, and turned back later without a copy."""
     import torch
-    from torch.nn.functional import interpolate
 
-    if grid == own:
-        return positions
-    prefix = positions.shape[1] - own[0] * own[1]
-    cells = positions[:, prefix:].mT.unflatten(2, own).float()  # type: ignore[no-untyped-call]
-    resampled = interpolate(cells, size=grid, mode="bicubic", align_corners=False)
-    return torch.cat((positions[:, :prefix], resampled.flatten(2).mT.to(positions.dtype)), dim=1)
+    cells = given.maps[layer].flatten(2).mT
+    return torch.cat((given.prefixes[layer], cells), dim=1) if has_prefix else cells
 
 
-def map_shape(network: nn.Module, height: int, width: int) -> tuple[int, int, int]:
-    """(C, rows, columns) of the network's map of an input of this size; nothing is computed."""
+# --- what a network is, asked of its shapes
+
+
+def outline(network: nn.Module, height: int, width: int, ask: Ask) -> Given:
+    """What the network gives of an input of this size, by shapes alone; nothing is computed."""
     import torch
 
     with torch.no_grad():
-        maps = _on_meta(network, _stand_ins(network), height, width)
-    channels, rows, columns = maps.shape[1:]
-    return channels, rows, columns
+        return _on_meta(network, _stand_ins(network), height, width, ask)
 
 
-def measure_unit(network: nn.Module, patch: int, height: int, width: int) -> int | None:
+def measure_unit(network: nn.Module, ask: Ask, patch: int, height: int, width: int) -> int | None:
     """EncoderSpec.unit, by asking where the grid steps up; None if other sizes are refused."""
+
+    def rows_at(side: int) -> int:
+        return outline(network, side, width, ask).maps[ask.layers[-1]].shape[2]
+
+    base = height - height % patch
     try:
-        whole = map_shape(network, height, width)[1]
-        base = height - height % patch
-        floor = whole if base == height else map_shape(network, base, width)[1]
+        floor = rows_at(base)
         for unit in (unit for unit in range(1, patch) if patch % unit == 0):
-            if map_shape(network, base + unit, width)[1] > floor:
+            if rows_at(base + unit) > floor:
                 return unit
+        rows_at(base + patch)
     except Exception:  # an assert or a mismatch: what each architecture has
         return None
     return patch
 
 
-def used_tensors(network: nn.Module, height: int, width: int) -> set[str]:
-    """The names in the state dict that the map depends on: those its autograd graph leads to.
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """What a result depends on. `tensors`: names in the state dict. `size`: operations."""
+
+    tensors: frozenset[str]
+    size: int
+
+
+def trace(network: nn.Module, height: int, width: int, ask: Ask) -> Graph:
+    """What the answer depends on: that to which its autograd graph leads.
 
     A buffer counts unless its module's parameters do not, as of a BatchNorm after the last stage.
     """
     stand_ins = _stand_ins(network)
     parameters = {name: stand_ins[name].requires_grad_() for name, _ in network.named_parameters()}
+    given = _on_meta(network, stand_ins, height, width, ask)
+    results = [*given.maps.values(), *given.prefixes.values(), given.pooled]
     reached, seen = set(), set()
-    todo = [_on_meta(network, stand_ins, height, width).grad_fn]
+    todo: list[Any] = [item.grad_fn for item in results if item is not None]
     while todo:
-        node: Any = todo.pop()
+        node = todo.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
@@ -151,11 +200,15 @@ def used_tensors(network: nn.Module, height: int, width: int) -> set[str]:
         todo.extend(parent for parent, _ in node.next_functions)
     idle = {name for name, item in parameters.items() if id(item) not in reached}
     asleep = _modules_of(idle) - _modules_of(parameters.keys() - idle)
-    return {
-        name
-        for name in network.state_dict()
-        if name not in idle and not name.endswith(COUNTER) and name.rpartition(".")[0] not in asleep
-    }
+    used = (name for name in network.state_dict() if name not in idle and is_counted(name))
+    return Graph(
+        frozenset(name for name in used if name.rpartition(".")[0] not in asleep), len(seen)
+    )
+
+
+def is_counted(name: str) -> bool:
+    """BatchNorm counts its batches in training; no output depends on it."""
+    return not name.endswith("num_batches_tracked")
 
 
 def _modules_of(names: set[str]) -> set[str]:
@@ -168,13 +221,16 @@ def _stand_ins(network: nn.Module) -> dict[str, Tensor]:
     return {name: item.detach().to("meta") for name, item in tensors.items()}
 
 
-def _on_meta(network: nn.Module, stand_ins: dict[str, Tensor], height: int, width: int) -> Tensor:
+def _on_meta(
+    network: nn.Module, stand_ins: dict[str, Tensor], height: int, width: int, ask: Ask
+) -> Given:
     import torch
     from torch.func import functional_call
 
     dtype = next(network.parameters()).dtype
     pixels = torch.empty(1, 3, height, width, device="meta", dtype=dtype)
-    maps: Tensor = functional_call(network, stand_ins, (pixels,))
-    if maps.ndim != 4:
-        raise ValueError(f"a result of shape {tuple(maps.shape)}, not a map")
-    return maps
+    given: Given = functional_call(network, stand_ins, (pixels, ask))
+    for item in given.maps.values():
+        if item.ndim != 4:
+            raise ValueError(f"a result of shape {tuple(item.shape)}, not a map")
+    return given

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featprep.encoders import weights
-from featprep.encoders.base import EncoderSpec, Feature, LoadOptions, ModelName, Recipe
-from featprep.encoders.torch_encoder import TorchEncoder, check_feature, place
+from featprep.encoders import wants, weights
+from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName, Recipe
+from featprep.encoders.block_encoder import BlockEncoder
+from featprep.encoders.positions import Grid, PositionCache, resample_positions
+from featprep.encoders.torch_encoder import place
 from featprep.errors import UsageError, WeightsError
 
 if TYPE_CHECKING:
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 CACHE = Path("~/.cache/clip")  # fixed in clip.load
-_GRIDS_KEPT = 8  # --resize keep meets any number of grids, of up to 64 MB each
 # What an archive holds beside parameters, and what build_model reads shapes from.
 _ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 _SHAPE_KEYS = (
@@ -47,7 +48,12 @@ def make_spec(
         mean=MEAN,
         std=STD,
         projected_dim=projected,
+        pooled=True,
         final_norm=False,
+        has_layers=True,
+        norms=("auto", "final", "none"),
+        has_value=True,
+        has_facets=True,
     )
 
 
@@ -79,7 +85,7 @@ def load(name: ModelName, options: LoadOptions) -> OpenAIClipEncoder:
     published = {url.split("/")[-2] for url in urls.values()}
     tensors = weights.read_tensors(path, name, published, options.trust_weights)
     spec = _spec_of(tensors, name, path)
-    check_feature(spec, options.feature)
+    wants.check(spec, options.want)
     visual = _build(tensors, name, path)
     digest = weights.digest(
         visual.state_dict(), {"architecture": "openai-clip-vit", "mean": MEAN, "std": STD}
@@ -153,8 +159,8 @@ def _build(tensors: Mapping[str, Tensor], name: ModelName, path: Path) -> Any:
     return model.visual
 
 
-class OpenAIClipEncoder(TorchEncoder):
-    """`visual` is clip's own module; a hook reads the last block, there is no other way."""
+class OpenAIClipEncoder(BlockEncoder):
+    """`visual` is clip's own module; hooks read its blocks, there is no other way."""
 
     def __init__(
         self, spec: EncoderSpec, visual: Any, options: LoadOptions, digest: str, origin: str
@@ -162,45 +168,38 @@ class OpenAIClipEncoder(TorchEncoder):
         super().__init__(spec, visual.conv1, options, digest, origin)
         _cast(visual, self._compute)
         self.visual: Any = place(visual, spec, options.device)
-        self._last: list[Tensor] = []
-        blocks: Any = self.visual.transformer
-        blocks.register_forward_hook(lambda *call: self._last.append(call[-1]))
-        self._positions: dict[tuple[int, int], Tensor] = {}
+        self._positions = PositionCache(self._resampled)
 
-    def _tokens(self, pixels: Tensor, feature: Feature) -> Tensor:
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        blocks: Sequence[nn.Module] = self.visual.transformer.resblocks
+        return blocks
+
+    def _run(self, pixels: Tensor) -> Tensor:
         from torch.func import functional_call
 
-        positions = {"positional_embedding": self._positions_at(self.grid(*pixels.shape[-2:]))}
-        self._last.clear()
-        functional_call(self.visual, positions, (pixels,))
-        tokens = self._last.pop().transpose(0, 1)  # clip's blocks work on (tokens, B, C)
-        if feature == "projected":
-            tokens = self.visual.ln_post(tokens) @ self.visual.proj
-        return tokens
+        positions = {"positional_embedding": self._positions.at(self.grid(*pixels.shape[-2:]))}
+        image: Tensor = functional_call(self.visual, positions, (pixels,))
+        return image
 
-    def _positions_at(self, grid: tuple[int, int]) -> Tensor:
-        if grid not in self._positions:
-            if len(self._positions) == _GRIDS_KEPT:
-                self._positions.pop(next(iter(self._positions)))
-            self._positions[grid] = resample_positions(self.visual.positional_embedding, grid)
-        return self._positions[grid]
+    def _tokens_of(self, output: Tensor) -> Tensor:
+        return output.transpose(0, 1)  # clip's blocks work on (tokens, B, C)
 
+    def _norm(self, tokens: Tensor) -> Tensor:
+        normed: Tensor = self.visual.ln_post(tokens)
+        return normed
 
-def resample_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(1 + side², C) → (1 + rows·columns, C), as transformers' CLIP does.
+    def _project(self, tokens: Tensor) -> Tensor:
+        projected: Tensor = tokens @ self.visual.proj
+        return projected
 
-    CLIPVisionEmbeddings.interpolate_pos_encoding in models/clip/modeling_clip.py: bicubic,
-    align_corners=False, no antialiasing, the CLS row as it is. openai/CLIP has no interpolation.
-    """
-    import torch
-    from torch.nn.functional import interpolate
+    def _pool(self, result: Tensor) -> Tensor:
+        return result
 
-    side = round((len(positions) - 1) ** 0.5)
-    if grid == (side, side):
-        return positions
-    square = positions[1:].T.reshape(1, -1, side, side).float()
-    resampled = interpolate(square, size=grid, mode="bicubic", align_corners=False)
-    return torch.cat((positions[:1], resampled[0].flatten(1).T.to(positions.dtype)))
+    def _resampled(self, grid: Grid) -> Tensor:
+        positions: Tensor = self.visual.positional_embedding
+        side = round((len(positions) - 1) ** 0.5)
+        return resample_positions(positions, (side, side), grid)
 
 
 def _cast(visual: nn.Module, dtype: Any) -> None:

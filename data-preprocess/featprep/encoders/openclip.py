@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featprep.encoders import hub, weights
-from featprep.encoders.base import EncoderSpec, Feature, LoadOptions, ModelName
+from featprep.encoders import hub, wants, weights
+from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName, Want
 from featprep.encoders.openclip_cards import (
     CONFIG,
     HUB,
@@ -28,7 +28,7 @@ from featprep.encoders.openclip_cards import (
     tags,
 )
 from featprep.encoders.openclip_towers import Tower, make_tower
-from featprep.encoders.torch_encoder import TorchEncoder, check_feature, place
+from featprep.encoders.torch_encoder import Taken, TorchEncoder, place
 from featprep.errors import UsageError, WeightsError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def load(name: ModelName, options: LoadOptions) -> OpenClipEncoder:
     _fill(model, tensors, name, path)
     tower = make_tower(model.visual, blank.visual, options.pos_embed)
     spec = make_spec(name, card, tower.shape, fixed_size=tower.fixed_size)
-    check_feature(spec, options.feature)
+    wants.check(spec, options.want)
     settings = {key: item for key, item in card.vision.items() if key not in _IN_TRAINING}
     digest = weights.digest(
         model.visual.state_dict(),
@@ -217,7 +217,7 @@ class OpenClipEncoder(TorchEncoder):
         _cast(tower.visual, self._compute)
         self.visual: Any = place(tower.visual, spec, options.device)
 
-    def _cells(self, height: int, width: int) -> tuple[int, int]:
+    def _cells(self, height: int, width: int, layer: int) -> tuple[int, int]:
         if min(height, width) < self.spec.patch:
             return 0, 0
         if self.spec.fixed_size and (height, width) != self.spec.native_size:
@@ -227,10 +227,12 @@ class OpenClipEncoder(TorchEncoder):
             )
         return self.tower.cells(height, width)
 
-    def _tokens(self, pixels: Tensor, feature: Feature) -> Tensor:
-        if feature == "projected":
-            return self.tower.project(self.tower.tokens(pixels, norm=True))
-        return self.tower.tokens(pixels, norm=self.spec.final_norm)
+    def _take(self, pixels: Tensor, want: Want) -> Taken:
+        if want.feature == "projected":
+            cells = self.tower.project(self.tower.tokens(pixels, norm=True))
+        else:
+            cells = self.tower.tokens(pixels, norm=self.spec.final_norm)
+        return Taken({self.spec.depth - 1: cells})
 
 
 def _cast(visual: Any, dtype: Any) -> None:

@@ -6,17 +6,15 @@ no checkpoint and no normalisation of pixels.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from featprep.encoders.base import PosEmbed
 from featprep.encoders.openclip_cards import Shape
+from featprep.encoders.positions import Grid, PositionCache, resample_positions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-_GRIDS_KEPT = 8  # --resize keep meets any number of grids, of up to 64 MB each
 
 
 class Tower(ABC):
@@ -58,7 +56,7 @@ class PositionedTower(Tower):
         self._antialias = convention == "hub"  # as open_clip's resize_pos_embed and timm's
         self._native_grid = self.cells(shape.side, shape.side)
         self._grid = self._native_grid
-        self._grids: dict[tuple[int, int], Tensor] = {}
+        self._positions = PositionCache(self._resampled)
         self._native: Tensor = self.positions.detach().clone()  # float32, before any cast
 
     @property
@@ -78,15 +76,15 @@ class PositionedTower(Tower):
 
         # The module keeps them beyond this forward pass, so they are no inference tensors.
         with torch.inference_mode(False), torch.no_grad():
-            if grid not in self._grids:
-                if len(self._grids) == _GRIDS_KEPT:
-                    self._grids.pop(next(iter(self._grids)))
-                self._grids[grid] = resample(
-                    self._native, self._native_grid, grid, antialias=self._antialias
-                ).to(self.positions)
+            positions = self._positions.at(grid)
             self._grid = grid
             self._resize(height, width)
-            self.positions.data = self._grids[grid]
+            self.positions.data = positions
+
+    def _resampled(self, grid: Grid) -> Tensor:
+        return resample_positions(
+            self._native, self._native_grid, grid, antialias=self._antialias
+        ).to(self.positions)
 
     def _resize(self, height: int, width: int) -> None:
         """Tell the module of the size, where it has to know."""
@@ -249,25 +247,3 @@ def _through_head(visual: Any, cells: Tensor, batch: int) -> Tensor:
     """Each cell as the one cell of an image of its own → (B, N, D)."""
     projected: Tensor = visual.head(visual.trunk.forward_head(cells))
     return projected.reshape(batch, -1, projected.shape[-1])
-
-
-def resample(
-    positions: Tensor, native: tuple[int, int], grid: tuple[int, int], *, antialias: bool
-) -> Tensor:
-    """([1,] P + cells, C) for another grid: bicubic, align_corners=False, the P prefix rows kept.
-
-    Without antialiasing it is what transformers' CLIP and SigLIP do, with it open_clip and timm.
-    """
-    import torch
-    from torch.nn.functional import interpolate
-
-    if grid == native:
-        return positions
-    prefix = positions.shape[-2] - math.prod(native)
-    kept, cells = positions[..., :prefix, :], positions[..., prefix:, :]
-    square = cells.mT.reshape(1, -1, *native).float()
-    resampled = interpolate(
-        square, size=grid, mode="bicubic", align_corners=False, antialias=antialias
-    )
-    rows = resampled.flatten(2).mT.to(positions.dtype)
-    return torch.cat((kept, rows.reshape(*cells.shape[:-2], -1, cells.shape[-1])), dim=-2)

@@ -20,6 +20,9 @@ class PositionCache:
         self._make = make
         self._made: dict[Grid, Tensor] = {}
 
+    def __len__(self) -> int:
+        return len(self._made)
+
     def at(self, grid: Grid) -> Tensor:
         if grid not in self._made:
             if len(self._made) == _KEPT:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from featprep.encoders.base import EncoderSpec, ModelName, Recipe
+from featprep.encoders.base import EncoderSpec, ModelName, Recipe, Stage
 from featprep.errors import WeightsError
 
 _Triple = tuple[float, float, float]
@@ -55,8 +55,11 @@ def _vit(
     pixels: tuple[_Triple, _Triple] = _IMAGENET,
     crop_pct: float = 0.9,
     crop_mode: Literal["center", "squash"] = "center",
+    cls: bool = True,
     registers: int = 0,
+    is_normed: bool = True,
 ) -> EncoderSpec:
+    """`is_normed`: unless the model norms the mean of the cells, and not the cells."""
     config = {"crop_pct": crop_pct, "crop_mode": crop_mode, "interpolation": "bicubic"}
     return EncoderSpec(
         name=f"timm:{id}",
@@ -68,33 +71,46 @@ def _vit(
         recipe=make_recipe(ModelName("timm", id), config, (side, side)),
         mean=pixels[0],
         std=pixels[1],
+        pooled=True,
+        cls=cls,
         registers=registers,
+        final_norm=is_normed,
+        has_layers=True,
+        norms=("auto", "final", "none") if is_normed else ("auto", "none"),
+        has_facets=True,
         pos_embeds=("transformers", "hub"),
     )
 
 
 def _cnn(
     id: str,
-    width: int,
+    widths: tuple[int, ...],
     side: int = 224,
     *,
-    depth: int = 4,
     unit: int | None = 1,
     pixels: tuple[_Triple, _Triple] = _IMAGENET,
     crop_pct: float = 0.875,
+    is_normed: bool = False,
 ) -> EncoderSpec:
-    """`depth`: stages. `unit`: see EncoderSpec; None for what takes its own size alone."""
+    """`widths`: of its stages. `unit`: see EncoderSpec; None for what takes its own size alone."""
     config = {"crop_pct": crop_pct, "interpolation": "bicubic"}
+    strides = (2, 4, 8, 16, 32)[-len(widths) :]
     return EncoderSpec(
         name=f"timm:{id}",
         family="timm",
         patch=32,
-        hidden_dim=width,
-        depth=depth,
+        hidden_dim=widths[-1],
+        depth=len(widths),
         native_size=(side, side),
         recipe=make_recipe(ModelName("timm", id), config, (side, side)),
         mean=pixels[0],
         std=pixels[1],
+        pooled=True,
+        cls=False,
+        final_norm=is_normed,
+        has_layers=True,
+        stages=tuple(map(Stage, strides, widths)),
+        norms=("auto", "final", "none") if is_normed else ("auto", "none"),
         fixed_size=unit is None,
         unit=unit,
     )
@@ -115,21 +131,24 @@ _SPECS = (
     _vit("vit_base_patch14_reg4_dinov2.lvd142m", 768, 12, 518, 14, crop_pct=1.0, registers=4),
     _vit("vit_base_patch16_dinov3.lvd1689m", 768, 12, 256, crop_pct=1.0, registers=4),
     _vit("vit_large_patch16_dinov3.lvd1689m", 1024, 24, 256, crop_pct=1.0, registers=4),
-    _vit("vit_base_patch16_siglip_224.v2_webli", 768, 12, pixels=_HALF),
-    _vit("vit_so400m_patch14_siglip_384.webli", 1152, 27, 384, 14, pixels=_HALF),
+    _vit("vit_base_patch16_siglip_224.v2_webli", 768, 12, pixels=_HALF, cls=False),
+    _vit("vit_so400m_patch14_siglip_384.webli", 1152, 27, 384, 14, pixels=_HALF, cls=False),
     _vit(
         "eva02_base_patch14_448.mim_in22k_ft_in22k_in1k",
-        768, 12, 448, 14, pixels=_CLIP, crop_pct=1.0, crop_mode="squash",
+        768, 12, 448, 14, pixels=_CLIP, crop_pct=1.0, crop_mode="squash", is_normed=False,
     ),
-    _cnn("resnet50.a1_in1k", 2048, depth=5, crop_pct=0.95),
-    _cnn("efficientnet_b0.ra_in1k", 320, depth=5),
-    _cnn("tf_efficientnetv2_s.in21k", 256, 300, depth=5, pixels=_HALF, crop_pct=1.0),
-    _cnn("convnext_base.fb_in22k", 1024, unit=32),
-    _cnn("convnext_tiny.dinov3_lvd1689m", 768, unit=32, crop_pct=1.0),
-    _cnn("convnextv2_base.fcmae_ft_in22k_in1k", 1024, unit=32),
-    _cnn("swin_base_patch4_window7_224.ms_in22k", 1024, unit=None, crop_pct=0.9),
-    _cnn("maxvit_tiny_tf_224.in1k", 512, depth=5, unit=None, crop_pct=0.95),
-    _cnn("hiera_base_224.mae", 768, unit=None, crop_pct=0.9),
+    _cnn("resnet50.a1_in1k", (64, 256, 512, 1024, 2048), crop_pct=0.95),
+    _cnn("efficientnet_b0.ra_in1k", (16, 24, 40, 112, 320)),
+    _cnn("tf_efficientnetv2_s.in21k", (24, 48, 64, 160, 256), 300, pixels=_HALF, crop_pct=1.0),
+    _cnn("convnext_base.fb_in22k", (128, 256, 512, 1024), unit=32),
+    _cnn("convnext_tiny.dinov3_lvd1689m", (96, 192, 384, 768), unit=32, crop_pct=1.0),
+    _cnn("convnextv2_base.fcmae_ft_in22k_in1k", (128, 256, 512, 1024), unit=32),
+    _cnn(
+        "swin_base_patch4_window7_224.ms_in22k", (128, 256, 512, 1024), unit=None, crop_pct=0.9,
+        is_normed=True,
+    ),
+    _cnn("maxvit_tiny_tf_224.in1k", (64, 64, 128, 256, 512), unit=None, crop_pct=0.95),
+    _cnn("hiera_base_224.mae", (96, 192, 384, 768), unit=None, crop_pct=0.9),
 )  # fmt: skip
 KNOWN = {spec.name.partition(":")[2]: spec for spec in _SPECS}
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from featprep.encoders.base import EncoderSpec, Feature, LoadOptions, Want, check_pos_embed
+from featprep.encoders import wants
+from featprep.encoders.base import EncoderSpec, LoadOptions, Want, check_pos_embed
 from featprep.errors import OutOfMemoryError, UsageError
 from featprep.records import AnyArray, FeatureMaps, UInt8
 
@@ -25,6 +27,18 @@ _OUT_OF_MEMORY = (
     "can't allocate memory",
     "not enough memory",
 )
+
+
+@dataclass(slots=True)
+class Taken:
+    """What one forward pass gave, on the device.
+
+    `layers`: layer → (B, tokens, C), the cells last, row by row, after the prefix; normed and
+    projected as wanted. `pooled`: (B, D).
+    """
+
+    layers: dict[int, Tensor]
+    pooled: Tensor | None = None
 
 
 class TorchEncoder(ABC):
@@ -48,11 +62,11 @@ class TorchEncoder(ABC):
         self._std = torch.tensor(spec.std, device=options.device).view(3, 1, 1)
 
     @abstractmethod
-    def _tokens(self, pixels: Tensor, feature: Feature) -> Tensor:
-        """Normalised (B, 3, H, W) → (B, tokens, C), the cells last, row by row."""
+    def _take(self, pixels: Tensor, want: Want) -> Taken:
+        """Normalised (B, 3, H, W) → what is wanted. `want` is checked, its layers count from 0."""
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        rows, columns = self._cells(height, width)
+    def grid(self, height: int, width: int, layer: int = -1) -> tuple[int, int]:
+        rows, columns = self._cells(height, width, layer % self.spec.depth)
         if min(rows, columns) < 1:
             raise UsageError(
                 f"--size {height},{width}: smaller than a patch of {self.spec.name}; allowed are "
@@ -60,8 +74,11 @@ class TorchEncoder(ABC):
             )
         return rows, columns
 
-    def _cells(self, height: int, width: int) -> tuple[int, int]:
-        """(rows, columns), below one where the input is too small."""
+    def _cells(self, height: int, width: int, layer: int) -> tuple[int, int]:
+        """(rows, columns), below one where the input is too small. `layer` counts from 0."""
+        if self.spec.stages:
+            stride = self.spec.stages[layer].stride
+            return height // stride, width // stride
         rows, columns = (
             (side + 2 * padding - kernel) // stride + 1
             for side, kernel, stride, padding in zip(
@@ -79,27 +96,33 @@ class TorchEncoder(ABC):
         return self.prefix + rows * columns, self.spec.hidden_dim
 
     def encode(self, pixels: UInt8, want: Want) -> FeatureMaps:
-        layer = self._check(want)
+        want = wants.check(self.spec, want)
         check_pos_embed(self.spec, self._options.pos_embed, *pixels.shape[-2:])
         try:
-            return FeatureMaps({layer: self._encode(pixels, want)})
+            return self._encode(pixels, want)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         # Out here, so that no traceback keeps the batch's tensors alive while the runner halves it.
         raise OutOfMemoryError(f"{self._options.device} has no room for a batch of {len(pixels)}")
 
-    def _encode(self, pixels: UInt8, want: Want) -> AnyArray:
+    def _encode(self, pixels: UInt8, want: Want) -> FeatureMaps:
         import torch
 
-        rows, columns = self.grid(*pixels.shape[-2:])
+        dtype, (height, width) = getattr(torch, want.dtype), pixels.shape[-2:]
         with torch.inference_mode(), full_float32():
-            tokens = self._tokens(self.normalise(pixels), want.feature)
-            # Never a fixed offset: the number of CLS and register tokens differs between models.
-            cells = tokens[:, -rows * columns :].transpose(1, 2).to(getattr(torch, want.dtype))
-            maps = cells.contiguous().view(len(pixels), -1, rows, columns).cpu()
-        array: AnyArray = maps.numpy()
-        return array
+            taken = self._take(self.normalise(pixels), want)
+            rows, columns = self.grid(height, width, want.layers[0])
+            first = taken.layers[want.layers[0]]
+            prefix = first[:, : first.shape[1] - rows * columns] if want.prefix else None
+            return FeatureMaps(
+                {
+                    layer: _to_host(_as_map(tokens, self.grid(height, width, layer)), dtype)
+                    for layer, tokens in taken.layers.items()
+                },
+                prefix=None if prefix is None else _to_host(prefix, dtype),
+                pooled=None if taken.pooled is None else _to_host(taken.pooled, dtype),
+            )
 
     def normalise(self, pixels: UInt8) -> Tensor:
         """(B, 3, H, W) uint8 → compute precision; in float32 bit for bit ToTensor and Normalize."""
@@ -110,22 +133,17 @@ class TorchEncoder(ABC):
         scaled = host.to(self._options.device).to(torch.float32).div_(self._scale)
         return scaled.sub_(self._mean).div_(self._std).to(self._compute)
 
-    def _check(self, want: Want) -> int:
-        last = self.spec.depth - 1
-        if len(want.layers) != 1 or want.layers[0] not in (-1, last):
-            asked = ",".join(str(layer) for layer in want.layers)
-            raise UsageError(
-                f"--layer {asked}: of {self.spec.name}, allowed is -1 (or {last}), the last block"
-            )
-        check_feature(self.spec, want.feature)
-        return last
+
+def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    rows, columns = grid
+    # Never a fixed offset: the number of CLS and register tokens differs between models.
+    cells = tokens[:, -rows * columns :].transpose(1, 2)
+    return cells.reshape(len(cells), -1, rows, columns)
 
 
-def check_feature(spec: EncoderSpec, feature: Feature) -> None:
-    if feature == "projected" and spec.projected_dim is None:
-        raise UsageError(
-            f"--feature projected: {spec.name} has no projection; allowed is --feature patch"
-        )
+def _to_host(tensor: Tensor, dtype: torch.dtype) -> AnyArray:
+    array: AnyArray = tensor.to(dtype).contiguous().cpu().numpy()
+    return array
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from featprep.encoders.base import EncoderSpec, Recipe
+from featprep.encoders.base import EncoderSpec, Recipe, Stage
 
 _V1, _V2 = "IMAGENET1K_V1", "IMAGENET1K_V2"
+_QUARTERS = (4, 8, 16, 32)  # strides
 _E2E, _LINEAR = "IMAGENET1K_SWAG_E2E_V1", "IMAGENET1K_SWAG_LINEAR_V1"
 
 
@@ -28,28 +29,48 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """`depth`: blocks of a ViT, stages of a CNN. `unit`: see EncoderSpec. `published`: the first is
-    what the name alone means. `is_half`: mean and standard deviation are 0.5, else ImageNet's."""
+    """`depth`: blocks of a ViT, stages of a CNN, which are `stages`. `unit`: see EncoderSpec.
+    `published`: the first is what the name alone means. `is_normed`: whether a norm follows the
+    last layer. `is_half`: mean and standard deviation are 0.5, else ImageNet's."""
 
     width: int
     depth: int
     published: tuple[Weights, ...]
     patch: int = 32
     unit: int | None = 1
+    stages: tuple[Stage, ...] = ()
+    is_normed: bool = False
     is_half: bool = False
+
+
+def _cnn(
+    strides: tuple[int, ...],
+    widths: tuple[int, ...],
+    published: tuple[Weights, ...],
+    unit: int,
+    *,
+    is_normed: bool = False,
+    is_half: bool = False,
+) -> Architecture:
+    stages = tuple(map(Stage, strides, widths))
+    return Architecture(widths[-1], len(stages), published, 32, unit, stages, is_normed, is_half)
+
+
+def _doubling(width: int) -> tuple[int, ...]:
+    """Of four stages, the last of this width."""
+    return width // 8, width // 4, width // 2, width
 
 
 def _resnet(width: int, *, has_v2: bool = True, resize: int = 256) -> Architecture:
     both = (Weights(_V2, 232), Weights(_V1, 256)) if has_v2 else (Weights(_V1, resize),)
-    return Architecture(width, 4, both)
+    return _cnn(_QUARTERS, _doubling(width), both, 1)
 
 
 def _efficientnet(
-    width: int,
+    widths: tuple[int, ...],
     resize: int,
     side: int,
     *,
-    depth: int = 8,
     kernel: Literal["bilinear", "bicubic"] = "bicubic",
     tag: str = _V1,
     others: tuple[Weights, ...] = (),
@@ -57,19 +78,21 @@ def _efficientnet(
 ) -> Architecture:
     """Seven stages (v2_s: six), and the 1 × 1 convolution before the pooling as the last."""
     own = Weights(tag, resize, side, kernel)
-    return Architecture(width, depth, (own, *others), is_half=is_half)
+    strides = (2, 4, 8, 16, 16, *[32] * (len(widths) - 5))
+    return _cnn(strides, widths, (own, *others), 1, is_half=is_half)
 
 
 def _vit(width: int, depth: int, patch: int, *published: Weights) -> Architecture:
-    return Architecture(width, depth, published, patch, None)
+    return Architecture(width, depth, published, patch, None, is_normed=True)
 
 
 def _swin(width: int, resize: int, side: int = 224) -> Architecture:
-    return Architecture(width, 4, (Weights(_V1, resize, side, "bicubic"),), unit=4)
+    published = (Weights(_V1, resize, side, "bicubic"),)
+    return _cnn(_QUARTERS, _doubling(width), published, 4, is_normed=True)
 
 
 def _convnext(width: int, resize: int) -> Architecture:
-    return Architecture(width, 4, (Weights(_V1, resize),), unit=32)
+    return _cnn(_QUARTERS, _doubling(width), (Weights(_V1, resize),), 32)
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -83,19 +106,26 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "resnext101_64x4d": _resnet(2048, has_v2=False, resize=232),
     "wide_resnet50_2": _resnet(2048),
     "wide_resnet101_2": _resnet(2048),
-    "efficientnet_b0": _efficientnet(1280, 256, 224),
+    "efficientnet_b0": _efficientnet((16, 24, 40, 80, 112, 192, 320, 1280), 256, 224),
     "efficientnet_b1": _efficientnet(
-        1280, 255, 240, kernel="bilinear", tag=_V2, others=(Weights(_V1, 256, 240, "bicubic"),)
+        (16, 24, 40, 80, 112, 192, 320, 1280), 255, 240, kernel="bilinear", tag=_V2,
+        others=(Weights(_V1, 256, 240, "bicubic"),),
     ),
-    "efficientnet_b2": _efficientnet(1408, 288, 288),
-    "efficientnet_b3": _efficientnet(1536, 320, 300),
-    "efficientnet_b4": _efficientnet(1792, 384, 380),
-    "efficientnet_b5": _efficientnet(2048, 456, 456),
-    "efficientnet_b6": _efficientnet(2304, 528, 528),
-    "efficientnet_b7": _efficientnet(2560, 600, 600),
-    "efficientnet_v2_s": _efficientnet(1280, 384, 384, depth=7, kernel="bilinear"),
-    "efficientnet_v2_m": _efficientnet(1280, 480, 480, kernel="bilinear"),
-    "efficientnet_v2_l": _efficientnet(1280, 480, 480, is_half=True),
+    "efficientnet_b2": _efficientnet((16, 24, 48, 88, 120, 208, 352, 1408), 288, 288),
+    "efficientnet_b3": _efficientnet((24, 32, 48, 96, 136, 232, 384, 1536), 320, 300),
+    "efficientnet_b4": _efficientnet((24, 32, 56, 112, 160, 272, 448, 1792), 384, 380),
+    "efficientnet_b5": _efficientnet((24, 40, 64, 128, 176, 304, 512, 2048), 456, 456),
+    "efficientnet_b6": _efficientnet((32, 40, 72, 144, 200, 344, 576, 2304), 528, 528),
+    "efficientnet_b7": _efficientnet((32, 48, 80, 160, 224, 384, 640, 2560), 600, 600),
+    "efficientnet_v2_s": _efficientnet(
+        (24, 48, 64, 128, 160, 256, 1280), 384, 384, kernel="bilinear"
+    ),
+    "efficientnet_v2_m": _efficientnet(
+        (24, 48, 80, 160, 176, 304, 512, 1280), 480, 480, kernel="bilinear"
+    ),
+    "efficientnet_v2_l": _efficientnet(
+        (32, 64, 96, 192, 224, 384, 640, 1280), 480, 480, is_half=True
+    ),
     "convnext_tiny": _convnext(768, 236),
     "convnext_small": _convnext(768, 230),
     "convnext_base": _convnext(1024, 232),
@@ -125,7 +155,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 
 def _spec(id: str, row: Architecture, weights: Weights) -> EncoderSpec:
-    half = (0.5, 0.5, 0.5)
+    half, is_vit = (0.5, 0.5, 0.5), not row.stages
     return EncoderSpec(
         name=f"torchvision:{id}",
         family="torchvision",
@@ -136,6 +166,13 @@ def _spec(id: str, row: Architecture, weights: Weights) -> EncoderSpec:
         recipe=Recipe(weights.resize, (weights.side, weights.side), weights.kernel),
         mean=half if row.is_half else (0.485, 0.456, 0.406),
         std=half if row.is_half else (0.229, 0.224, 0.225),
+        pooled=True,
+        cls=is_vit,
+        final_norm=row.is_normed,
+        has_layers=True,
+        stages=row.stages,
+        norms=("auto", "final", "none") if row.is_normed else ("auto", "none"),
+        has_facets=is_vit,
         unit=row.unit,
     )
 

@@ -1,7 +1,8 @@
 """torchvision's ResNet, EfficientNet, ConvNeXt, ViT and Swin, built and run by torchvision.
 
 The map is what they pool: of CNNs and Swin the input of `avgpool`, of ViTs the encoder's output,
-final norm included, without CLS. Knows no network and no other weights than torchvision's own.
+final norm included, without CLS. The pooled vector is what their classifier gets. Knows no other
+weights than torchvision's own.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featprep.encoders import weights
-from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName
-from featprep.encoders.module_encoder import COUNTER, ModuleEncoder
-from featprep.encoders.torch_encoder import check_feature
+from featprep.encoders import wants, weights
+from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName, Want
+from featprep.encoders.module_encoder import Ask, Given, ModuleEncoder, as_network, is_counted
+from featprep.encoders.taps import run_and_take
 from featprep.encoders.torchvision_catalogue import KNOWN, tag_of
 from featprep.errors import WeightsError
 
@@ -37,22 +38,15 @@ def load(name: ModelName, options: LoadOptions) -> ModuleEncoder:
             "torchvision:resnet50=FILE, with torchvision's name of it"
         )
     spec = replace(KNOWN[name.id], name=str(name))
-    check_feature(spec, options.feature)
+    wants.check(spec, options.want)
     path, origin = _file(name)
     tensors = weights.read_tensors(path, name)
     model = _build(name, spec, tensors, path)
-    used = {key: item for key, item in model.state_dict().items() if not key.endswith(COUNTER)}
+    used = {key: item for key, item in model.state_dict().items() if is_counted(key)}
     settings = {"architecture": tag_of(name.id)[0], "mean": spec.mean, "std": spec.std}
-    is_vit = hasattr(model, "encoder")
-    return ModuleEncoder(
-        spec,
-        last_map(model),
-        options,
-        weights.digest(used, settings),
-        origin,
-        prefix=int(is_vit),
-        positions=POSITIONS if is_vit else None,
-    )
+    digest, network = weights.digest(used, settings), make_network(model)
+    positions = POSITIONS if hasattr(model, "encoder") else None
+    return ModuleEncoder(spec, network, options, digest, origin, positions=positions)
 
 
 def _file(name: ModelName) -> tuple[Path, str]:
@@ -88,9 +82,7 @@ def _build(name: ModelName, spec: EncoderSpec, tensors: Mapping[str, Tensor], pa
         if hasattr(model, head):
             setattr(model, head, nn.Identity())
     kept = {key: item for key, item in tensors.items() if key.partition(".")[0] not in HEADS}
-    lacking = sorted(
-        key for key in model.state_dict().keys() - kept.keys() if not key.endswith(COUNTER)
-    )
+    lacking = sorted(key for key in model.state_dict().keys() - kept.keys() if is_counted(key))
     if lacking:
         more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
         raise WeightsError(
@@ -107,38 +99,45 @@ def _build(name: ModelName, spec: EncoderSpec, tensors: Mapping[str, Tensor], pa
     return model
 
 
-def last_map(model: Any) -> nn.Module:
-    """A module around torchvision's whose forward gives the map before the pooling."""
-    from torch import nn
+def make_network(model: Any) -> nn.Module:
+    """A network around torchvision's model: see as_network."""
+    take = _take_blocks if hasattr(model, "encoder") else _take_stages
+    return as_network(model, lambda pixels, ask: take(model, pixels, ask))
 
-    class LastMap(nn.Module):
-        """A hook reads what `avgpool` gets; the heads are gone, so nothing runs in vain."""
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-            self.kept: list[Tensor] = []
-            model.avgpool.register_forward_pre_hook(lambda _, call: self.kept.append(call[0]))
+def _take_blocks(model: Any, pixels: Tensor, ask: Ask) -> Given:
+    """VisionTransformer.forward up to its head, without its refusal of other sizes."""
+    import torch
 
-        def forward(self, pixels: Tensor) -> Tensor:
-            self.kept.clear()
-            self.model(pixels)
-            return self.kept.pop()
+    patches = model.conv_proj(pixels)
+    token = model.class_token.expand(len(pixels), -1, -1)
+    tokens = torch.cat((token, patches.flatten(2).mT), dim=1)
+    want = Want(layers=ask.layers, facet=ask.facet)
+    taken, final = run_and_take(lambda: model.encoder(tokens), model.encoder.layers, want)
+    given = Given({}, pooled=final[:, 0] if ask.pooled else None)
+    for layer, item in taken.items():
+        normed = model.encoder.ln(item) if layer in ask.normed else item
+        given.prefixes[layer] = normed[:, :1]
+        given.maps[layer] = normed[:, 1:].mT.unflatten(2, patches.shape[-2:])
+    return given
 
-    class LastTokens(nn.Module):
-        """VisionTransformer.forward up to its head, without its refusal of other sizes."""
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
+def _take_stages(model: Any, pixels: Tensor, ask: Ask) -> Given:
+    taken, final = run_and_take(lambda: model(pixels), stages_of(model), Want(layers=ask.layers))
+    for layer in ask.normed:
+        taken[layer] = model.norm(taken[layer])
+    # Swin's own order is (B, rows, columns, C); the heads are gone, so `final` is what was pooled.
+    maps = {layer: item.permute(0, 3, 1, 2) if hasattr(model, "permute") else item
+            for layer, item in taken.items()}  # fmt: skip
+    return Given(maps, pooled=final.flatten(1) if ask.pooled else None)
 
-        def forward(self, pixels: Tensor) -> Tensor:
-            import torch
 
-            cells = self.model.conv_proj(pixels)
-            token = self.model.class_token.expand(len(pixels), -1, -1)
-            tokens = self.model.encoder(torch.cat((token, cells.flatten(2).mT), dim=1))
-            maps: Tensor = tokens[:, 1:].mT.unflatten(2, cells.shape[-2:])
-            return maps
+def stages_of(model: Any) -> list[nn.Module]:
+    """The modules whose outputs are the stages that the catalogue counts."""
+    if hasattr(model, "layer4"):
+        return [model.layer1, model.layer2, model.layer3, model.layer4]
+    from torchvision.ops import Conv2dNormActivation
 
-    return LastTokens() if hasattr(model, "encoder") else LastMap()
+    _stem, *parts = model.features
+    is_efficientnet = isinstance(parts[-1], Conv2dNormActivation)
+    return list(parts if is_efficientnet else parts[::2])  # ConvNeXt and Swin reduce between stages
