@@ -47,6 +47,7 @@ class FakeEncoder:
 
     def __init__(self, room: int = 1000, scale: float = 1.0, digest: str = "f" * 64) -> None:
         self.spec, self.digest, self.origin = SPEC, digest, "made here"
+        self.weights_files = {"fake.safetensors": "a" * 64}
         self.room, self.scale = room, scale
         self.calls: list[tuple[int, ...]] = []
         self.before: Callable[[UInt8], None] = lambda pixels: None

@@ -75,9 +75,34 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 def test_models_lists_and_filters(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models", "dinov2-base"]) == 0
     rows = capsys.readouterr().out.splitlines()
-    assert rows[0].split() == ["name", "hidden", "patch", "native", "projected"]
-    assert rows[1].split() == ["hf:facebook/dinov2-base", "768", "14", "518×518", "-"]
+    assert rows[0].split() == (
+        ["name", "hidden", "patch", "native", "projected", "text", "gated", "licence"]
+    )
+    assert rows[1].split() == [
+        "hf:facebook/dinov2-base",
+        "768",
+        "14",
+        "518×518",
+        "-",
+        "no",
+        "no",
+        "apache-2.0",
+    ]
     assert len(rows) == 2
+    assert cli.main(["models", "clip:ViT-B/32"]) == 0
+    row = capsys.readouterr().out.splitlines()[1]
+    assert row.split() == [
+        "clip:ViT-B/32",
+        "768",
+        "32",
+        "224×224",
+        "512",
+        "yes",
+        "unknown",
+        "unknown",
+    ]
+    assert cli.main(["models", "vitb16-pretrain"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[-2:] == ["yes", "dinov3-license"]
 
 
 def test_what_ends_a_command_decides_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:

@@ -302,6 +302,23 @@ def test_a_map_that_never_fits_float16_is_a_failure_and_no_file(bench: Bench) ->
     )
 
 
+def test_the_publishers_sha256_stands_beside_the_digest_and_does_not_make_the_run(
+    bench: Bench,
+) -> None:
+    """A copy of the weights, of which nothing is stated, resumes what the hub's cache began."""
+    bench.image("a.png")
+    assert bench.run("--save_meta") == 0
+    stated = {"fake.safetensors": "a" * 64}
+    run = json.loads((bench.output / ".featprep/run.json").read_bytes())
+    assert run["about"]["weights_files"] == stated
+    assert json.loads((bench.output / "a.json").read_bytes())["weights_files"] == stated
+    bench.encoder.weights_files = {}
+    bench.image("b.png")
+    assert bench.run("--save_meta") == 0
+    run = json.loads((bench.output / ".featprep/run.json").read_bytes())
+    assert (run["about"]["weights_files"], len(bench.encoder.calls)) == ({}, 2)
+
+
 def test_save_meta_later_writes_what_is_missing_without_encoding(bench: Bench) -> None:
     bench.image("a.png")
     bench.run("--size", "32", "--save_meta")

@@ -15,12 +15,15 @@ import torch
 import transformers
 from featprep import certify
 from featprep.certify import Case
+from featprep.config import EncodeConfig
 from featprep.encoders import describe, hf_known, load_encoder, resolve
 from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName, Want
 from featprep.encoders.hf_config import DINO, spec_of
 from featprep.encoders.huggingface import quiet_transformers
 from featprep.encoders.tiny import TINY, write_checkpoint, write_folder
 from featprep.errors import UsageError, WeightsError
+from featprep.resolve import by_patch
+from featprep.resolve import resolve as resolve_run
 from safetensors.torch import load_file, save_file
 
 CAPTION, RETRIEVAL = "BlipForConditionalGeneration", "BlipForImageTextRetrieval"
@@ -47,12 +50,13 @@ SMALL: dict[str, hf_known.Files] = {
     "clip": small(64, 64, hf_known.clip(16, 64, 2, 24)),
     "altclip": small(64, 64, hf_known.altclip(16, 64, 2, 24)),
     "siglip": small(64, 64, hf_known.siglip(16, 64, 2, 128, 64)),
+    "naflex": hf_known.naflex(64, 2, 128, heads=2),
     "blip": small(64, 64, hf_known.blip(RETRIEVAL, 64, 2)),
     "blip caption": small(64, 64, hf_known.blip(CAPTION, 64, 2)),
     "vit": small(64, 64, hf_known.vit(16, 64, 2)),
     "vit classifier": small(64, 64, hf_known.vit(16, 64, 2, 64, "ViTForImageClassification")),
 }
-KINDS = list(SMALL)
+KINDS = [kind for kind in SMALL if kind != "naflex"]  # which takes patches: a test of its own
 PROJECTING = ["clip", "altclip", "blip"]
 PROJECTED = Want(feature="projected")
 
@@ -118,6 +122,39 @@ def test_every_architecture_equals_transformers_own_class(
     ):
         assert parity.is_within, parity
         assert 0.3 < parity.rms < 30
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (128, 512), (80, 160)])
+def test_naflex_equals_transformers_own_class_fed_by_its_own_processor(
+    folders: dict[str, Path], height: int, width: int
+) -> None:
+    """PITFALLS 32. The processor scales to 256 patches, but not what has them; 5 × 10 it pads."""
+    library: Any = transformers
+    folder, pixels = folders["naflex"], images(2, height, width)
+    encoder = load(folder, want=Want(pooled=True))
+    taken = encoder.encode(pixels, Want(pooled=True))
+    processor = library.Siglip2ImageProcessorPil.from_pretrained(folder)
+    given = processor(list(pixels), do_resize=False, return_tensors="pt")
+    assert given["pixel_values"].shape == (2, 256, 768)
+    with quiet_transformers():
+        model = library.Siglip2Model.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        out = model.vision_model(**given)
+    cells = height * width // 256
+    ours = torch.from_numpy(taken.map).flatten(2).mT
+    torch.testing.assert_close(ours, out.last_hidden_state[:, :cells], rtol=0, atol=2e-5)
+    torch.testing.assert_close(torch.from_numpy(taken.pooled), out.pooler_output, rtol=0, atol=2e-5)
+
+
+def test_naflexs_own_recipe_is_refused_with_the_nearest(folders: dict[str, Path]) -> None:
+    config = EncodeConfig(input="i", output="o", model="m", resize="native")
+    spec = load(folders["naflex"]).spec
+    with pytest.raises(UsageError) as refused:
+        resolve_run(config, spec, "float32", by_patch(spec), is_plain=False)
+    assert str(refused.value) == (
+        "--resize native: hf:test gives each image a size of its own, which is not done here; "
+        "nearest to it is --resize keep --max_tokens 256"
+    )
 
 
 def converted(file: Path, folder: Path, hidden_act: str = "quick_gelu") -> Path:
@@ -331,6 +368,8 @@ PUBLISHED = {
     "google/siglip2-so400m-patch16-384": (1152, 27, 16, 384, None, 0),
     "google/siglip2-so400m-patch16-512": (1152, 27, 16, 512, None, 0),
     "google/siglip2-base-patch32-256": (768, 12, 32, 256, None, 0),
+    "google/siglip2-base-patch16-naflex": (768, 12, 16, 256, None, 0),
+    "google/siglip2-so400m-patch16-naflex": (1152, 27, 16, 256, None, 0),
     "Salesforce/blip-image-captioning-base": (768, 12, 16, 384, None, 0),
     "Salesforce/blip-image-captioning-large": (1024, 24, 16, 384, None, 0),
     "Salesforce/blip-itm-base-coco": (768, 12, 16, 384, 256, 0),
@@ -369,9 +408,11 @@ def test_a_known_name_is_described_as_its_files_describe_it_to_transformers(
     assert isinstance(theirs, getattr(transformers, config["architectures"][0]).config_class)
     tower = getattr(theirs, "vision_config", theirs)
     widths = getattr(tower, "hidden_sizes", None) or [tower.hidden_size]
-    assert (widths[-1], tower.image_size) == (spec.hidden_dim, spec.native_size[0])
+    side = getattr(tower, "image_size", None) or 16 * tower.num_patches**0.5  # NaFlex
+    assert (widths[-1], side) == (spec.hidden_dim, spec.native_size[0])
     assert tower.hidden_act == {
-        "clip": "quick_gelu", "altclip": "quick_gelu", "siglip": "gelu_pytorch_tanh"
+        "clip": "quick_gelu", "altclip": "quick_gelu",
+        "siglip": "gelu_pytorch_tanh", "siglip2": "gelu_pytorch_tanh",
     }.get(config["model_type"], "gelu")  # fmt: skip
 
 
@@ -452,17 +493,13 @@ def test_an_older_clips_vision_config_dict_counts_as_in_transformers(tmp_path: P
     assert (theirs.vision_config.patch_size, load(folder).grid(64, 64)) == (16, (4, 4))
 
 
-def test_naflex_and_foreign_types_are_refused_by_name(tmp_path: Path) -> None:
+def test_foreign_types_are_refused_by_name(tmp_path: Path) -> None:
     folder = write_folder(SMALL["siglip"], tmp_path)
     types = (
         "dinov2 or dinov2_with_registers or dinov3_vit or dinov3_convnext or vit or clip or "
         "clip_vision_model or altclip or altclip_vision_model or siglip or siglip_vision_model or "
-        "blip or blip_vision_model, such as hf:facebook/dinov2-base"
-    )
-    change_json(folder / "config.json", model_type="siglip2")
-    assert refusal(folder) == (
-        f"hf:test: {folder / 'config.json'} is of model type siglip2, SigLIP2 NaFlex, whose grid "
-        f"follows each image; allowed is {types}"
+        "siglip2 or siglip2_vision_model or blip or blip_vision_model, such as "
+        "hf:facebook/dinov2-base"
     )
     change_json(folder / "config.json", model_type="swin")
     assert refusal(folder) == (

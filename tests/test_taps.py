@@ -17,10 +17,10 @@ from featprep.encoders import load_encoder
 from featprep.encoders.base import LoadOptions, ModelName, Want
 from featprep.encoders.taps import find_attention
 from featprep.encoders.tiny import write_folder, write_tiny
-from test_huggingface import PROJECTING, SMALL
+from test_huggingface import KINDS, PROJECTING, SMALL
 
-VITS = [kind for kind in SMALL if kind != "dinov3 convnext"]
-POOLED = [kind for kind in SMALL if kind != "vit classifier"]
+VITS = [kind for kind in KINDS if kind != "dinov3 convnext"]
+POOLED = [kind for kind in KINDS if kind != "vit classifier"]
 EVERYTHING = Want(layers=(-1, 0), prefix=True)
 
 

@@ -19,7 +19,8 @@ import numpy as np
 from featprep.encoders import load_encoder
 from featprep.encoders.base import EncoderSpec, Feature, LoadOptions, ModelName, Want
 from featprep.encoders.huggingface import quiet_transformers
-from featprep.encoders.openai_clip import MEAN, STD, import_clip
+from featprep.encoders.openai_clip import import_clip
+from featprep.encoders.openai_clip_cards import MEAN, STD
 from featprep.encoders.openclip import import_open_clip
 from featprep.module_references import timm_references, torchvision_references
 from featprep.records import AnyArray, UInt8
@@ -121,6 +122,9 @@ def clip_references(name: ModelName, cases: Sequence[Case]) -> Iterator[AnyArray
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model, _ = import_clip().load(name.path or name.id, device="cpu")
+    if hasattr(model.visual, "attnpool"):
+        yield from _clip_resnet_references(model, cases)
+        return
     visual, native = model.visual, model.visual.positional_embedding.detach().clone()
     kept: list[Any] = []
     visual.transformer.resblocks[-1].register_forward_hook(lambda *call: kept.append(call[-1]))
@@ -135,6 +139,28 @@ def clip_references(name: ModelName, cases: Sequence[Case]) -> Iterator[AnyArray
                 tokens = visual.ln_post(tokens) @ visual.proj
                 torch.testing.assert_close(tokens[:, 0], image, rtol=1e-4, atol=1e-4)
         yield _as_map(tokens[:, 1:], case, visual.conv1.kernel_size[0])
+
+
+def _clip_resnet_references(model: Any, cases: Sequence[Case]) -> Iterator[AnyArray]:
+    """What enters the attention pooling, of which it must make what encode_image returns.
+    `projected`: its value path, without position embedding."""
+    import torch
+
+    pool, kept = model.visual.attnpool, list[Any]()
+    native = pool.positional_embedding.detach().clone()
+    model.visual.layer4.register_forward_hook(lambda *call: kept.append(call[-1]))
+    for case in cases:
+        pool.positional_embedding.data = _transformers_positions(
+            native, model.visual.input_resolution, 32, case
+        )
+        with torch.inference_mode():
+            image = model.encode_image(_pixel_values(case.pixels, MEAN, STD))
+            stage = kept.pop()
+            torch.testing.assert_close(pool(stage), image, rtol=1e-4, atol=1e-4)
+            cells = stage.flatten(2).mT
+            if case.feature == "projected":
+                cells = pool.c_proj(pool.v_proj(cells))
+        yield _as_map(cells, case, 32)
 
 
 def _transformers_positions(native: Tensor, side: int, patch: int, case: Case) -> Tensor:

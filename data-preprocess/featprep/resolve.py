@@ -72,6 +72,11 @@ def want_of(config: EncodeConfig, storage: str) -> Want:
 
 def _geometry(config: EncodeConfig, spec: EncoderSpec, grid: Grid, is_plain: bool) -> Geometry:
     recipe = spec.recipe if config.resize == "native" else None
+    if config.resize == "native" and recipe is None:
+        raise UsageError(
+            f"--resize native: {spec.name} gives each image a size of its own, which is not done "
+            "here; nearest to it is --resize keep --max_tokens 256"
+        )
     if config.resize == "keep" and spec.fixed_size:
         raise UsageError(f"--resize keep: {spec.name} takes {_typed(spec.native_size)} only")
     size: tuple[int, int] | None = recipe.crop if recipe else _size(config, spec, is_plain)

@@ -40,7 +40,8 @@ class Session:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        return metadata(self.fingerprint, self.precision, devices.library_versions())
+        run = metadata(self.fingerprint, self.precision, devices.library_versions())
+        return {**run, "weights_files": dict(self.encoder.weights_files)}
 
     def batch_encoder(self, on_halved: Callable[[int], None] = lambda size: None) -> BatchEncoder:
         return BatchEncoder(

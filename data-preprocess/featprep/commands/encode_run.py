@@ -240,6 +240,7 @@ class EncodeRun:
             "batch_size": self.session.batch_size,
             "precision": self.session.precision.reason,
             "versions": devices.library_versions(),
+            "weights_files": dict(self.session.encoder.weights_files),
         }
         return RunIdentity(self.session.fingerprint, self.source.root, about)
 

@@ -7,25 +7,32 @@ from itertools import groupby
 
 from featprep import encoders
 from featprep.commands.flags import Parser
+from featprep.encoders.base import EncoderSpec, Terms
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = Parser("featprep models", "List the encoders, with hidden dim, patch and native size.")
+    parser = Parser("featprep models", "List the encoders, their sizes, gating and licence.")
     parser.add_argument("filter", nargs="?", default="", help="only names that contain this")
     wanted = parser.read(argv).filter.lower()
     names = [name for name in encoders.list_encoders() if wanted in name.lower()]
     rows = [(name, "") for name in names] if wanted else list(_folded(names))
     width = max([44, *(len(name) for name, _ in rows)])
-    print(f"{'name':<{width}} {'hidden':>6} {'patch':>5} {'native':>7}  projected")
+    print(f"{'name':<{width}} hidden patch  native projected text gated   licence")
     for name, more in rows:
-        spec = encoders.describe(encoders.resolve(name, "any"))
-        if spec is None:
-            continue
-        size = "×".join(map(str, spec.native_size))
-        projected = str(spec.projected_dim or "-")
-        line = f"{name:<{width}} {spec.hidden_dim:>6} {spec.patch:>5} {size:>7}  {projected:<9}"
-        print(f"{line} {more}".rstrip())
+        resolved = encoders.resolve(name, "any")
+        spec = encoders.describe(resolved)
+        if spec is not None:
+            print(f"{name:<{width}} {_line(spec, encoders.terms_of(resolved))} {more}".rstrip())
     return 0 if rows else 3
+
+
+def _line(spec: EncoderSpec, terms: Terms) -> str:
+    size = "×".join(map(str, spec.native_size))
+    gated = {True: "yes", False: "no", None: "unknown"}[terms.is_gated]
+    return (
+        f"{spec.hidden_dim:>6} {spec.patch:>5} {size:>7} {spec.projected_dim or '-':>9} "
+        f"{'yes' if spec.text else 'no':<4} {gated:<7} {terms.licence}"
+    )
 
 
 def _folded(names: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -16,6 +16,7 @@ from featprep.encoders import (
     hf_known,
     huggingface,
     openai_clip,
+    openai_clip_cards,
     openclip,
     timm_catalogue,
     timm_models,
@@ -24,7 +25,7 @@ from featprep.encoders import (
     torchvision_models,
 )
 from featprep.encoders.aliases import ALIASES
-from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName
+from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName, Terms
 from featprep.errors import UsageError
 
 
@@ -43,11 +44,12 @@ class Family:
     package: str = ""
     is_more: Callable[[str], bool] = lambda id: False
     more: str = ""
+    terms: Callable[[str], Terms] = lambda id: Terms()
 
 
 FAMILIES = {
     "clip": Family(
-        openai_clip.KNOWN,
+        openai_clip_cards.KNOWN,
         openai_clip.describe,
         openai_clip.load,
         "a .pt file",
@@ -58,6 +60,7 @@ FAMILIES = {
         huggingface.load,
         "a folder with config.json",
         open_ids=True,
+        terms=hf_known.terms,
     ),
     "openclip": Family(
         openclip.KNOWN,
@@ -166,6 +169,11 @@ def describe(name: ModelName) -> EncoderSpec | None:
     if name.id == "tiny" and name.path is None:
         return tiny.TINY[name.family]
     return FAMILIES[name.family].describe(name)
+
+
+def terms_of(name: ModelName) -> Terms:
+    """Licence and gating of the published weights of this name."""
+    return FAMILIES[name.family].terms(name.id)
 
 
 def load_encoder(name: ModelName, options: LoadOptions) -> Encoder:

@@ -5,6 +5,7 @@ Knows no file and no image format.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -75,11 +76,11 @@ class EncoderSpec:
     hidden_dim: int
     depth: int  # blocks (stages for CNNs)
     native_size: tuple[int, int]  # the size the position embeddings were made for
-    recipe: Recipe
+    recipe: Recipe | None  # None: each image its own size, as NaFlex has it
     mean: tuple[float, float, float]  # of pixels in [0, 1]
     std: tuple[float, float, float]
     projected_dim: int | None = None  # None: no projection of patches
-    text: bool = False
+    text: bool = False  # whether a text tower belongs to it
     pooled: bool = False
     cls: bool = True  # whether a CLS token, or a pooled vector in its place, precedes the cells
     registers: int = 0
@@ -96,6 +97,15 @@ class EncoderSpec:
     # None: multiples of the patch.
     unit: int | None = None
     meaningless: bool = False  # seeded random weights (tiny)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a checkpoint's publisher states. `licence`: as the model card has it. `is_gated`: does
+    the hub give it only to those who accepted? None: not known."""
+
+    licence: str = "unknown"
+    is_gated: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +144,14 @@ class Encoder(Protocol):
     """A loaded encoder. Row i of every output depends on image i alone.
 
     `digest`: hex sha256 over the tensors used and the settings that shape them. `origin`: where the
-    weights came from, for people ("hub cache", a path, "made here").
+    weights came from, for people ("hub cache", a path, "made here"). `weights_files`: file → sha256
+    of those whose publisher states it.
     """
 
     spec: EncoderSpec
     digest: str
     origin: str
+    weights_files: Mapping[str, str]
 
     def grid(self, height: int, width: int, layer: int = -1) -> tuple[int, int]:
         """Cells (rows, columns) the network makes of an input of this size, at a layer."""

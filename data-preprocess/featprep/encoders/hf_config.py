@@ -5,6 +5,7 @@ Knows the model types there are; loads no torch or transformers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,12 +41,14 @@ class ModelType:
     used: tuple[str, ...]
     processor: str  # its class, where preprocessor_config.json names none
     unused: tuple[str, ...] = ()
+    with_text: tuple[str, ...] = ()  # the architectures that have a text tower beside it
     section: str = ""  # of config.json, where the model is a tower of a larger one
     cls: bool = True  # DINOv3 ConvNeXt has its pooled vector there
     pooler: tuple[str, ...] = ()  # how tensors begin that the pooled vector alone depends on
     pooled_in: tuple[str, ...] = ()  # the architectures whose files have them; empty: all
     final_norm: bool = True  # whether last_hidden_state is after the last LayerNorm
     is_flagged: bool = True  # other sizes only with interpolate_pos_encoding=True
+    is_patchified: bool = False  # NaFlex takes patches and their grid, not images
     headless: Mapping[str, Any] = field(default_factory=dict)  # config that leaves the pooler out
     renamed: tuple[str, str] | None = None  # (as some files have it, as the module has it)
     projections: Mapping[str, Projection] = field(default_factory=dict)  # by architecture
@@ -89,6 +92,20 @@ _SIGLIP: dict[str, Any] = {
     "cls": False,
     "pooler": ("head.",),
     "headless": {"vision_use_head": False},
+}
+_NAFLEX: dict[str, Any] = {
+    **_SIGLIP,
+    "class_name": "Siglip2VisionModel",
+    "defaults": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_patches": 256,
+        "patch_size": 16,
+        "num_channels": 3,
+    },
+    "processor": "Siglip2",
+    "is_flagged": False,
+    "is_patchified": True,
 }
 _BLIP: dict[str, Any] = {
     **_TOWER,
@@ -157,17 +174,30 @@ MODEL_TYPES = {
         pooler=("pooler.",),
         pooled_in=("ViTModel",),
     ),
-    "clip": ModelType(**_CLIP, **_PARENT, projections={"CLIPModel": _VISUAL}),
+    "clip": ModelType(
+        **_CLIP, **_PARENT, projections={"CLIPModel": _VISUAL}, with_text=("CLIPModel",)
+    ),
     "clip_vision_model": ModelType(**_CLIP, projections={"CLIPVisionModelWithProjection": _VISUAL}),
-    "altclip": ModelType(**_ALTCLIP, **_PARENT, projections={"AltCLIPModel": _ALT_VISUAL}),
+    "altclip": ModelType(
+        **_ALTCLIP,
+        **_PARENT,
+        projections={"AltCLIPModel": _ALT_VISUAL},
+        with_text=("AltCLIPModel",),
+    ),
     "altclip_vision_model": ModelType(**_ALTCLIP),
-    "siglip": ModelType(**_SIGLIP, **_PARENT),
+    "siglip": ModelType(**_SIGLIP, **_PARENT, with_text=("SiglipModel",)),
     "siglip_vision_model": ModelType(**_SIGLIP),
-    "blip": ModelType(**_BLIP, **_PARENT, projections={"BlipForImageTextRetrieval": _RETRIEVAL}),
+    "siglip2": ModelType(**_NAFLEX, **_PARENT, with_text=("Siglip2Model",)),
+    "siglip2_vision_model": ModelType(**_NAFLEX),
+    "blip": ModelType(
+        **_BLIP,
+        **_PARENT,
+        projections={"BlipForImageTextRetrieval": _RETRIEVAL},
+        with_text=("BlipForImageTextRetrieval",),
+    ),
     "blip_vision_model": ModelType(**_BLIP),
 }
 DINO = ("dinov2", "dinov2_with_registers", "dinov3_vit", "dinov3_convnext")
-_REFUSED = {"siglip2": "siglip2, SigLIP2 NaFlex, whose grid follows each image"}
 
 
 def read_config(name: ModelName, folder: Path) -> dict[str, Any]:
@@ -182,7 +212,7 @@ def read_config(name: ModelName, folder: Path) -> dict[str, Any]:
     if model_type not in MODEL_TYPES:
         raise WeightsError(
             f"{name}: {folder / weights.CONFIG} is of model type "
-            f"{_REFUSED.get(model_type, model_type)}; allowed is "
+            f"{model_type}; allowed is "
             f"{' or '.join(MODEL_TYPES)}, such as hf:facebook/dinov2-base"
         )
     if name.kinds and model_type not in name.kinds:
@@ -237,7 +267,7 @@ def spec_of(name: str, config: Mapping[str, Any], processor: Mapping[str, Any]) 
     else:
         depth, width = tower["num_hidden_layers"], tower["hidden_size"]
         patch = _square(tower["patch_size"])
-    side, projection = _square(tower["image_size"]), projection_of(config)
+    side, projection = _side(tower, patch), projection_of(config)
     processor = hf_processor.complete(processor, kind.processor)
     mean, std = hf_processor.read_statistics(processor)
     architectures = set(config.get("architectures") or ())
@@ -249,12 +279,13 @@ def spec_of(name: str, config: Mapping[str, Any], processor: Mapping[str, Any]) 
         hidden_dim=int(width),
         depth=int(depth),
         native_size=(side, side),
-        recipe=hf_processor.read_recipe(processor, side),
+        recipe=None if kind.is_patchified else hf_processor.read_recipe(processor, side),
         mean=mean,
         std=std,
         projected_dim=int(config.get(projection.size, projection.default)) if projection else None,
         cls=kind.cls,
         registers=int(tower.get("num_register_tokens", 0)),
+        text=bool(architectures & set(kind.with_text)),
         pooled=not kind.pooled_in or bool(architectures & set(kind.pooled_in)),
         final_norm=kind.final_norm,
         has_layers=True,
@@ -268,6 +299,13 @@ def spec_of(name: str, config: Mapping[str, Any], processor: Mapping[str, Any]) 
         has_facets=not is_cnn,
         pos_embeds=("transformers",) if kind.hub_offset is None else ("transformers", "hub"),
     )
+
+
+def _side(tower: Mapping[str, Any], patch: int) -> int:
+    """Of the square whose cells have a position each."""
+    if "num_patches" in tower:
+        return math.isqrt(int(tower["num_patches"])) * patch
+    return _square(tower["image_size"])
 
 
 def _square(size: Any) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from featprep.encoders.base import Terms
 from featprep.encoders.hf_config import spec_of
 
 Files = tuple[dict[str, Any], dict[str, Any]]  # config.json, preprocessor_config.json
@@ -158,6 +159,25 @@ def siglip(
     return config, _processor("Siglip", _HALF, resample, _square(side))
 
 
+def naflex(width: int, depth: int, hidden: int, *, heads: int = 0) -> Files:
+    """SigLIP2 whose grid follows each image: 256 patches of 16 in any shape."""
+    tower = _vit(16, width, depth, 0, heads)
+    del tower["image_size"]
+    config = {
+        "architectures": ["Siglip2Model"],
+        "model_type": "siglip2",
+        "vision_config": {
+            "model_type": "siglip2_vision_model",
+            **tower,
+            "num_patches": 256,
+            "intermediate_size": hidden,
+        },
+    }
+    processor = _processor("Siglip2", _HALF, _BILINEAR, {})
+    del processor["size"]
+    return config, {**processor, "max_num_patches": 256, "patch_size": 16}
+
+
 def blip(architecture: str, width: int, depth: int) -> Files:
     config = {
         "architectures": [architecture],
@@ -237,6 +257,8 @@ FILES: dict[str, Files] = {
         for side in sides
     },
     "google/siglip2-base-patch32-256": siglip(32, 768, 12, 3072, 256, resample=2),
+    "google/siglip2-base-patch16-naflex": naflex(768, 12, 3072),
+    "google/siglip2-so400m-patch16-naflex": naflex(1152, 27, 4304, heads=16),
     "Salesforce/blip-image-captioning-base": blip(_CAPTION, 768, 12),
     "Salesforce/blip-image-captioning-large": blip(_CAPTION, 1024, 24),
     **{
@@ -254,6 +276,23 @@ FILES: dict[str, Files] = {
     "google/vit-large-patch16-384": vit(16, 1024, 24, 384, _CLASSIFIER),
 }
 KNOWN = {id: spec_of(f"hf:{id}", *files) for id, files in FILES.items()}
+
+
+# By the beginning of an id, from the model cards; OpenAI's name none.
+_TERMS = {
+    "facebook/dinov2-": Terms("apache-2.0", is_gated=False),
+    "facebook/dinov3-": Terms("dinov3-license", is_gated=True),
+    "google/siglip": Terms("apache-2.0", is_gated=False),
+    "google/vit-": Terms("apache-2.0", is_gated=False),
+    "Salesforce/blip-": Terms("bsd-3-clause", is_gated=False),
+    "BAAI/AltCLIP": Terms("creativeml-openrail-m", is_gated=False),
+    "openai/clip-": Terms(is_gated=False),
+}
+
+
+def terms(id: str) -> Terms:
+    """What the publisher of a known id states."""
+    return next((row for start, row in _TERMS.items() if id.startswith(start)), Terms())
 
 
 def kind_of(id: str) -> str | None:

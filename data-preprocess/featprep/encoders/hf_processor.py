@@ -37,6 +37,7 @@ PROCESSORS = {
     "Bit": _class(224, 3, _CLIP, is_cropping=True),
     "CLIP": _class(224, 3, _CLIP, is_cropping=True),
     "Siglip": _class(224, 3, _HALF),
+    "Siglip2": _class(256, 2, _HALF),  # NaFlex: of its size nothing is read
     "Blip": _class(384, 3, _CLIP),
     "ViT": _class(224, 2, _HALF),
     "DINOv3ViT": _class(224, 2, _IMAGENET),

@@ -132,11 +132,14 @@ def _clip(config: Mapping[str, Any], tower: Mapping[str, Any]) -> Shapes:
 
 
 def _siglip(_: Mapping[str, Any], tower: Mapping[str, Any]) -> Shapes:
+    """NaFlex has `num_patches`, and a linear layer over patches in place of the convolution."""
     width, patch = tower["hidden_size"], tower["patch_size"]
+    positions = tower.get("num_patches") or _cells(tower)
+    inputs = (3 * patch * patch,) if "num_patches" in tower else (3, patch, patch)
     head = "vision_model.head"
     return {
-        **_pair("vision_model.embeddings.patch_embedding", width, 3, patch, patch),
-        "vision_model.embeddings.position_embedding.weight": (_cells(tower), width),
+        **_pair("vision_model.embeddings.patch_embedding", width, *inputs),
+        "vision_model.embeddings.position_embedding.weight": (positions, width),
         **_blocks(tower),
         **_pair("vision_model.post_layernorm", width),
         f"{head}.probe": (1, 1, width),
@@ -196,5 +199,6 @@ _SHAPES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Shapes]] = {
     "clip": _clip,
     "altclip": _clip,
     "siglip": _siglip,
+    "siglip2": _siglip,
     "blip": _blip,
 }

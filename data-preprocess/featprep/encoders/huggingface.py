@@ -13,13 +13,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from featprep.encoders import hf_config, wants, weights
+from featprep.encoders import digests, hf_config, hub, wants, weights
 from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName
 from featprep.encoders.block_encoder import BlockEncoder
 from featprep.encoders.hf_config import MODEL_TYPES, ModelType, read_spec
 from featprep.encoders.hf_known import KNOWN
 from featprep.encoders.taps import has_attention
 from featprep.encoders.torch_encoder import place
+from featprep.encoders.weights import Found
 from featprep.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -48,17 +49,15 @@ def describe(name: ModelName) -> EncoderSpec | None:
         return read_spec(name, Path(name.path))
     if name.id in KNOWN:
         return KNOWN[name.id]
-    config = weights.hub_config(name.id, weights.CONFIG)
+    config = hub.cached(name.id, weights.CONFIG)
     if config is None or not (config.parent / weights.PROCESSOR).is_file():
         return None
     return read_spec(name, config.parent)
 
 
 def load(name: ModelName, options: LoadOptions) -> HuggingFaceEncoder:
-    if name.path is not None:
-        folder, origin = Path(name.path), name.path
-    else:
-        folder, origin = weights.hub_folder(name)
+    found = find(name)
+    folder = found.path
     spec = read_spec(name, folder)
     wants.check(spec, options.want)
     config, pooled = hf_config.read_config(name, folder), options.want.pooled
@@ -67,9 +66,17 @@ def load(name: ModelName, options: LoadOptions) -> HuggingFaceEncoder:
     linear = _project(name, folder, spec, projection) if spec.projected_dim else None
     settings = {key: getattr(model.config, key, None) for key in _ARCHITECTURE}
     statistics = {"mean": spec.mean, "std": spec.std}
-    digest = weights.digest({**tensors, **projection}, {**settings, **statistics})
+    digest = digests.digest({**tensors, **projection}, {**settings, **statistics}, found.weights)
     kind = MODEL_TYPES[config["model_type"]]
-    return HuggingFaceEncoder(spec, kind, model, linear, options, digest, origin)
+    return HuggingFaceEncoder(spec, kind, model, linear, options, digest, found)
+
+
+def find(name: ModelName) -> Found:
+    """Its folder: local, in the hub's cache, or downloaded."""
+    if name.path is None:
+        return hub.folder(name)
+    files = weights.weight_files(Path(name.path))
+    return Found(Path(name.path), tuple(files), name.path, sha256=digests.hub_sha256(files))
 
 
 def _published_tensors(
@@ -79,12 +86,9 @@ def _published_tensors(
     transformers renames its own between releases."""
     kind, wanted = MODEL_TYPES[config["model_type"]], hf_config.projection_of(config)
     used = kind.used + kind.pooler * pooled
-    files = weights.weight_files(folder)
-    if not files:
-        raise WeightsError(f"{name}: {folder} holds no weights; put model.safetensors there")
     tower: dict[str, Tensor] = {}
     projection: dict[str, Tensor] = {}
-    for file in files:
+    for file in weights.need_weight_files(name, folder):
         for key, item in weights.read_tensors(file, name).items():
             plain = key.removeprefix(kind.root)
             if plain.startswith(used) and not plain.startswith(kind.unused):
@@ -181,9 +185,10 @@ class HuggingFaceEncoder(BlockEncoder):
         projection: nn.Module | None,
         options: LoadOptions,
         digest: str,
-        origin: str,
+        found: Found,
     ) -> None:
-        super().__init__(spec, _patch_embedding(model), options, digest, origin)
+        super().__init__(spec, _patch_embedding(model, spec), options, digest, found)
+        self._kind = kind
         self.model: Any = place(model.to(self._compute), spec, options.device)
         self.projection: Any = projection and place(
             projection.to(self._compute), spec, options.device
@@ -207,6 +212,8 @@ class HuggingFaceEncoder(BlockEncoder):
         return blocks
 
     def _run(self, pixels: Tensor) -> Any:
+        if self._kind.is_patchified:
+            return self.model(**cut_patches(pixels, self.spec.patch))
         return self.model(pixel_values=pixels, **self._flags)
 
     def _tokens_of(self, output: Any) -> Tensor:
@@ -236,7 +243,22 @@ class HuggingFaceEncoder(BlockEncoder):
         return self._project(result.last_hidden_state[:, 0] if is_normed else result.pooler_output)
 
 
-def _patch_embedding(model: nn.Module) -> Any:
+def cut_patches(pixels: Tensor, patch: int) -> dict[str, Tensor]:
+    """(B, 3, H, W) → what NaFlex takes: patches row by row, (B, N, patch · patch · 3), channels
+    last, as convert_image_to_patches of transformers' Siglip2ImageProcessor; what a patch does not
+    fill is cut off."""
+    import torch
+
+    rows, columns = (side // patch for side in pixels.shape[-2:])
+    whole = pixels[..., : rows * patch, : columns * patch]
+    cut = whole.unfold(2, patch, patch).unfold(3, patch, patch)  # (B, 3, rows, columns, p, p)
+    patches = cut.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
+    shapes = torch.tensor([[rows, columns]]).expand(len(pixels), 2)
+    mask = torch.ones(patches.shape[:2], dtype=torch.long, device=pixels.device)
+    return {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+
+
+def _patch_embedding(model: nn.Module, spec: EncoderSpec) -> Any:
     """All strided convolutions as one: the only one of a ViT, or ConvNeXt's stem and downsampling.
 
     None of them pads or overlaps, so their strides multiply.
@@ -244,7 +266,8 @@ def _patch_embedding(model: nn.Module) -> Any:
     from torch import nn
 
     strides = [conv.stride for conv in model.modules() if isinstance(conv, nn.Conv2d)]
-    stride = tuple(math.prod(axis) for axis in zip(*strides, strict=True))
+    # NaFlex has none: its patches come cut.
+    stride = tuple(math.prod(axis) for axis in zip(*strides, strict=True)) or (spec.patch,) * 2
     return SimpleNamespace(kernel_size=stride, stride=stride, padding=(0, 0))
 
 

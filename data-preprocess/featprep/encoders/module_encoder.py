@@ -14,7 +14,7 @@ from featprep.encoders.base import EncoderSpec, Facet, LoadOptions, Want, predic
 from featprep.encoders.positions import Grid, PositionCache, resample_positions
 from featprep.encoders.torch_encoder import Taken, TorchEncoder, place
 from featprep.encoders.wants import is_normed
-from featprep.encoders.weights import one_line
+from featprep.encoders.weights import Found, one_line
 from featprep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -70,11 +70,11 @@ class ModuleEncoder(TorchEncoder):
         network: nn.Module,
         options: LoadOptions,
         digest: str,
-        origin: str,
+        found: Found,
         *,
         positions: str | None = None,
     ) -> None:
-        super().__init__(spec, network, options, digest, origin)
+        super().__init__(spec, network, options, digest, found)
         # Resampled from the checkpoint's own numbers, whatever the precision of the compute.
         self._native = None if positions is None else network.get_parameter(positions).detach()
         self.network: Any = place(network.to(self._compute), spec, options.device)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featprep.encoders import hub, wants, weights
+from featprep.encoders import digests, hub, wants, weights
 from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName, Want
 from featprep.encoders.openclip_cards import (
     CONFIG,
@@ -29,6 +29,7 @@ from featprep.encoders.openclip_cards import (
 )
 from featprep.encoders.openclip_towers import Tower, make_tower
 from featprep.encoders.torch_encoder import Taken, TorchEncoder, place
+from featprep.encoders.weights import Found, local_file
 from featprep.errors import UsageError, WeightsError
 
 if TYPE_CHECKING:
@@ -44,22 +45,25 @@ _IN_TRAINING = ("timm_model_pretrained", "timm_drop", "timm_drop_path", "patch_d
 
 def describe(name: ModelName) -> EncoderSpec | None:
     """The spec without torch or open_clip; None where only the hub or the module could tell."""
-    if name.path is None and name.id.startswith(HUB):
-        config = weights.hub_config(name.id.removeprefix(HUB), CONFIG)
+    folder = Path(name.path) if name.path is not None else None
+    if folder is None and _is_folder(name):
+        config = hub.cached(name.id.removeprefix(HUB), CONFIG)
         if config is None:
             return None
-        card = card_of(name, config.parent)
-    else:
-        card = card_of(name, _folder(name))
+        folder = config.parent
+    card = card_of(name, folder if _is_folder(name) else None)
     shape = shape_of(card)
     return make_spec(name, card, shape) if shape else None
 
 
 def load(name: ModelName, options: LoadOptions) -> OpenClipEncoder:
     open_clip = import_open_clip()
-    card, path, origin = _find(name, options)
+    if not _is_folder(name):  # refused before anything is downloaded
+        _activation(name, card_of(name), options.quick_gelu)
+    found = find(name)
+    card = card_of(name, found.path if _is_folder(name) else None)
     quick_gelu = _activation(name, card, options.quick_gelu)
-    path, origin = (path, origin) if path else _download(name, card)
+    (path,) = found.weights
     published = {
         row["url"].split("/")[-2]
         for by_tag in tags().values()
@@ -75,11 +79,12 @@ def load(name: ModelName, options: LoadOptions) -> OpenClipEncoder:
     spec = make_spec(name, card, tower.shape, fixed_size=tower.fixed_size)
     wants.check(spec, options.want)
     settings = {key: item for key, item in card.vision.items() if key not in _IN_TRAINING}
-    digest = weights.digest(
+    digest = digests.digest(
         model.visual.state_dict(),
         {"architecture": settings, "quick_gelu": quick_gelu, "mean": spec.mean, "std": spec.std},
+        found.weights,
     )
-    return OpenClipEncoder(spec, tower, options, digest, origin)
+    return OpenClipEncoder(spec, tower, options, digest, found)
 
 
 def import_open_clip() -> Any:
@@ -94,37 +99,33 @@ def import_open_clip() -> Any:
         ) from error
 
 
-def _folder(name: ModelName) -> Path | None:
-    return Path(name.path) if name.path is not None and Path(name.path).is_dir() else None
-
-
-def _find(name: ModelName, options: LoadOptions) -> tuple[Card, Path | None, str]:
-    """The card, and the file if it is local or belongs to a repository of the hub."""
-    folder = _folder(name)
-    if name.path is not None and folder is None:
-        return card_of(name), Path(name.path), name.path
-    if folder is not None:
-        found = [folder / file for file in WEIGHTS if (folder / file).is_file()]
-        if not found:
-            raise WeightsError(f"{name}: {folder} holds no weights; put {WEIGHTS[0]} there")
-        return card_of(name, folder), found[0], str(name.path)
-    if name.id.startswith(HUB):
-        way_out = f"put {CONFIG} and {WEIGHTS[0]} into a folder and give --model {name}=FOLDER"
-        repo = name.id.removeprefix(HUB)
-        (config, file), origin = hub.fetch(name, repo, [(CONFIG,), WEIGHTS], way_out)
-        return card_of(name, config.parent), file, origin
-    return card_of(name), None, ""
-
-
-def _download(name: ModelName, card: Card) -> tuple[Path, str]:
+def find(name: ModelName) -> Found:
+    """Its file, or its folder in the hub's form: local, in the hub's cache, or downloaded."""
+    if name.path is not None:
+        return _local_folder(name, Path(name.path)) if _is_folder(name) else local_file(name.path)
+    if _is_folder(name):
+        files, origin = hub.fetch(name, name.id.removeprefix(HUB), [(CONFIG,), WEIGHTS])
+        return hub.found(files, 1, origin)
+    card = card_of(name)
     if not card.hub:
         raise UsageError(f"--model {name}: names no weights; add a tag, or give {name}=FILE")
     repo, _, file = card.hub.rpartition("/")
     stem, dot, suffix = file.rpartition(".")
     choices = (f"{stem}.safetensors", file) if dot and suffix != "safetensors" else (file,)
-    way_out = f"give the file as --model {name}=FILE"
-    (path,), origin = hub.fetch(name, repo, [choices if file else WEIGHTS], way_out)
-    return path, origin
+    (path,), origin = hub.fetch(name, repo, [choices if file else WEIGHTS])
+    return Found(path, (path,), origin, sha256=digests.hub_sha256([path]))
+
+
+def _is_folder(name: ModelName) -> bool:
+    """Whether its files are a configuration and weights, or the weights alone, of ARCH/TAG."""
+    return name.id.startswith(HUB) if name.path is None else Path(name.path).is_dir()
+
+
+def _local_folder(name: ModelName, folder: Path) -> Found:
+    held = [folder / file for file in WEIGHTS if (folder / file).is_file()]
+    if not held:
+        raise WeightsError(f"{name}: {folder} holds no weights; put {WEIGHTS[0]} there")
+    return Found(folder, (held[0],), str(folder), sha256=digests.hub_sha256(held[:1]))
 
 
 def _activation(name: ModelName, card: Card, asked: bool | None) -> bool:
@@ -209,9 +210,9 @@ class OpenClipEncoder(TorchEncoder):
     attends over normed tokens (SigLIP, SigLIP2, PE): spec.final_norm."""
 
     def __init__(
-        self, spec: EncoderSpec, tower: Tower, options: LoadOptions, digest: str, origin: str
+        self, spec: EncoderSpec, tower: Tower, options: LoadOptions, digest: str, found: Found
     ) -> None:
-        super().__init__(spec, tower.visual, options, digest, origin)
+        super().__init__(spec, tower.visual, options, digest, found)
         self.prefix = tower.prefix
         self.tower = tower
         _cast(tower.visual, self._compute)

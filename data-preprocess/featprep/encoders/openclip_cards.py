@@ -260,6 +260,7 @@ def make_spec(
         mean=(red, green, blue),
         std=(red_std, green_std, blue_std),
         projected_dim=int(card.config["embed_dim"]) if card.projects and not fixed_size else None,
+        text=True,
         pos_embeds=("transformers", "hub"),
         fixed_size=fixed_size,
         final_norm=card.vision.get("timm_pool") == "map",

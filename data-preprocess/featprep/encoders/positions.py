@@ -14,21 +14,24 @@ _KEPT = 8  # --resize keep meets any number of grids, of up to 64 MB each
 
 
 class PositionCache:
-    """`make(grid)`, the last few kept."""
+    """What `make(grid)` gave for the grids met last."""
 
     def __init__(self, make: Callable[[Grid], Tensor]) -> None:
         self._make = make
-        self._made: dict[Grid, Tensor] = {}
-
-    def __len__(self) -> int:
-        return len(self._made)
+        self.grids: dict[Grid, Tensor] = {}
 
     def at(self, grid: Grid) -> Tensor:
-        if grid not in self._made:
-            if len(self._made) == _KEPT:
-                self._made.pop(next(iter(self._made)))
-            self._made[grid] = self._make(grid)
-        return self._made[grid]
+        if grid not in self.grids:
+            if len(self.grids) == _KEPT:
+                self.grids.pop(next(iter(self.grids)))
+            self.grids[grid] = self._make(grid)
+        return self.grids[grid]
+
+
+def of_square(positions: Tensor, grid: Grid) -> Tensor:
+    """`resample_positions` of (1 + side², C), as clip has them."""
+    side = math.isqrt(len(positions) - 1)
+    return resample_positions(positions, (side, side), grid)
 
 
 def resample_positions(

@@ -7,11 +7,11 @@ convolution between the last stage and the pooling; it is no part of it. Knows n
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featprep.encoders import wants, weights
+from featprep.encoders import digests, hub, wants, weights
 from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName
 from featprep.encoders.module_encoder import Ask, ModuleEncoder, trace
 from featprep.encoders.timm_building import (
@@ -24,6 +24,7 @@ from featprep.encoders.timm_building import (
 )
 from featprep.encoders.timm_catalogue import KNOWN
 from featprep.encoders.timm_networks import POSITIONS, make_network, make_spec
+from featprep.encoders.weights import Found
 from featprep.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ def load(name: ModelName, options: LoadOptions) -> ModuleEncoder:
     want, last = wants.check(spec, options.want), spec.depth - 1
     normed = frozenset({last} if spec.final_norm else ())
     used = trace(outline, *spec.native_size, Ask((last,), normed, pooled=want.pooled)).tensors
-    tensors, origin = _read(name, sketch)
+    found = find(name, sketch.pretrained_cfg)
+    tensors = _read(name, found)
     model = _build(name, card, tensors, used, resizes)
     swaps = options.pos_embed == "transformers" and resizes and model.pos_embed is not None
     network = make_network(name, model, swaps)
@@ -56,32 +58,37 @@ def load(name: ModelName, options: LoadOptions) -> ModuleEncoder:
         "mean": spec.mean,
         "std": spec.std,
     }
-    digest = weights.digest({key: state[key] for key in used}, settings)
+    digest = digests.digest({key: state[key] for key in used}, settings, found.weights)
     positions = POSITIONS if swaps else None
-    return ModuleEncoder(spec, network, options, digest, origin, positions=positions)
+    return ModuleEncoder(spec, network, options, digest, found, positions=positions)
 
 
 # --- its weights
 
 
-def _read(name: ModelName, sketch: Any) -> tuple[dict[str, Tensor], str]:
-    """(tensors, origin): a file, a folder in the hub's form, or the hub's own."""
-    if name.path is not None and not Path(name.path).is_dir():
-        return weights.read_tensors(Path(name.path), name), name.path
-    if name.path is not None:
-        folder, origin = Path(name.path), name.path
-    elif sketch.pretrained_cfg.get("hf_hub_id"):
-        repo_id = sketch.pretrained_cfg["hf_hub_id"]
-        folder, origin = weights.hub_folder(name, repo_id, (weights.CONFIG,))
-    else:
-        raise WeightsError(
-            f"{name}: timm publishes no weights of it on the hub; give --model {name}=FILE"
-        )
-    files = weights.weight_files(folder)
-    if not files:
-        raise WeightsError(f"{name}: {folder} holds no weights; put model.safetensors there")
-    tensors = [weights.read_tensors(file, name) for file in files]
-    return {key: item for part in tensors for key, item in part.items()}, origin
+def find(name: ModelName, config: Mapping[str, Any] | None = None) -> Found:
+    """Its file, or its folder in the hub's form: local, in the hub's cache, or downloaded.
+
+    `config`: its pretrained_cfg, if that was read.
+    """
+    path = None if name.path is None else Path(name.path)
+    if path is None:
+        config = config or sketch_model(name, read_card(name)).pretrained_cfg
+        if not config.get("hf_hub_id"):
+            raise WeightsError(
+                f"{name}: timm publishes no weights of it on the hub; give --model {name}=FILE"
+            )
+        return hub.folder(name, config["hf_hub_id"], (weights.CONFIG,))
+    if not path.is_dir():
+        return weights.local_file(str(path))
+    files = weights.need_weight_files(name, path)
+    others = (path / weights.CONFIG,)
+    return Found(path, tuple(files), str(path), others, digests.hub_sha256(files))
+
+
+def _read(name: ModelName, found: Found) -> dict[str, Tensor]:
+    tensors = [weights.read_tensors(file, name) for file in found.weights]
+    return {key: item for part in tensors for key, item in part.items()}
 
 
 def _build(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from featprep.encoders import wants
 from featprep.encoders.base import EncoderSpec, LoadOptions, Want, check_pos_embed
+from featprep.encoders.weights import Found
 from featprep.errors import OutOfMemoryError, UsageError
 from featprep.records import AnyArray, FeatureMaps, UInt8
 
@@ -45,13 +46,14 @@ class TorchEncoder(ABC):
     """`conv`: the patch embedding, which knows the grid. `prefix`: tokens before the cells."""
 
     def __init__(
-        self, spec: EncoderSpec, conv: nn.Module, options: LoadOptions, digest: str, origin: str
+        self, spec: EncoderSpec, conv: nn.Module, options: LoadOptions, digest: str, found: Found
     ) -> None:
         import torch
 
         self.spec = spec
         self.digest = digest
-        self.origin = origin
+        self.origin = found.origin
+        self.weights_files = found.sha256
         self.prefix = spec.cls + spec.registers
         self._conv: Any = conv
         self._options = options
@@ -110,14 +112,15 @@ class TorchEncoder(ABC):
         import torch
 
         dtype, (height, width) = getattr(torch, want.dtype), pixels.shape[-2:]
+        grids = {layer: self.grid(height, width, layer) for layer in want.layers}  # refuses sizes
         with torch.inference_mode(), full_float32():
             taken = self._take(self.normalise(pixels), want)
-            rows, columns = self.grid(height, width, want.layers[0])
+            rows, columns = grids[want.layers[0]]
             first = taken.layers[want.layers[0]]
             prefix = first[:, : first.shape[1] - rows * columns] if want.prefix else None
             return FeatureMaps(
                 {
-                    layer: _to_host(_as_map(tokens, self.grid(height, width, layer)), dtype)
+                    layer: _to_host(_as_map(tokens, grids[layer]), dtype)
                     for layer, tokens in taken.layers.items()
                 },
                 prefix=None if prefix is None else _to_host(prefix, dtype),

@@ -12,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featprep.encoders import wants, weights
+from featprep.encoders import digests, downloads, wants, weights
 from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName, Want
 from featprep.encoders.module_encoder import Ask, Given, ModuleEncoder, as_network, is_counted
 from featprep.encoders.taps import run_and_take
 from featprep.encoders.torchvision_catalogue import KNOWN, tag_of
+from featprep.encoders.weights import Found
 from featprep.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -39,35 +40,32 @@ def load(name: ModelName, options: LoadOptions) -> ModuleEncoder:
         )
     spec = replace(KNOWN[name.id], name=str(name))
     wants.check(spec, options.want)
-    path, origin = _file(name)
-    tensors = weights.read_tensors(path, name)
-    model = _build(name, spec, tensors, path)
-    used = {key: item for key, item in model.state_dict().items() if is_counted(key)}
+    found = find(name)
+    model = _build(name, spec, weights.read_tensors(found.path, name), found.path)
     settings = {"architecture": tag_of(name.id)[0], "mean": spec.mean, "std": spec.std}
-    digest, network = weights.digest(used, settings), make_network(model)
-    positions = POSITIONS if hasattr(model, "encoder") else None
-    return ModuleEncoder(spec, network, options, digest, origin, positions=positions)
+    digest = digests.digest(model.state_dict(), settings, found.weights)
+    network, positions = make_network(model), POSITIONS if hasattr(model, "encoder") else None
+    return ModuleEncoder(spec, network, options, digest, found, positions=positions)
 
 
-def _file(name: ModelName) -> tuple[Path, str]:
+def find(name: ModelName) -> Found:
     """Local, or torchvision's own, whose file names end in the beginning of their sha256."""
     if name.path is not None:
-        return Path(name.path), name.path
+        return weights.local_file(name.path)
     from torch import hub
     from torchvision import models
 
     architecture, tag = tag_of(name.id)
     url = models.get_model_weights(architecture)[tag].url
     sha256 = url.rpartition("-")[2].partition(".")[0]
-    cache = Path(hub.get_dir()) / "checkpoints"
 
     def download(url: str, folder: str) -> str:
-        target = Path(folder) / url.rsplit("/", 1)[-1]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        hub.download_url_to_file(url, str(target), hash_prefix=sha256)
-        return str(target)
+        target = f"{folder}/{url.rpartition('/')[2]}"
+        hub.download_url_to_file(url, target, hash_prefix=sha256)
+        return target
 
-    return weights.published_file(name, url, sha256, cache, download)
+    cache = Path(hub.get_dir()) / "checkpoints"
+    return downloads.published_file(name, url, sha256, cache, download)
 
 
 def _build(name: ModelName, spec: EncoderSpec, tensors: Mapping[str, Tensor], path: Path) -> Any:

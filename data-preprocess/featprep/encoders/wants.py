@@ -38,9 +38,11 @@ def is_normed(spec: EncoderSpec, want: Want, layer: int) -> bool:
     """Whether the map of a layer, counted from 0, is after the model's last norm."""
     if want.facet != "token":
         return False
-    if want.norm == "auto" and want.feature == "patch":
+    if want.feature != "patch":  # after the final norm; of a CNN, where there is one
+        return not spec.stages or "final" in spec.norms
+    if want.norm == "auto":
         return spec.final_norm and layer == spec.depth - 1
-    return want.norm != "none"
+    return want.norm == "final"
 
 
 def _layers(spec: EncoderSpec, asked: tuple[int, ...]) -> tuple[int, ...]:
@@ -99,9 +101,7 @@ def _check_norm(spec: EncoderSpec, want: Want) -> None:
     if want.feature != "patch" and want.norm == "none":
         raise UsageError(f"--norm none: --feature {want.feature} is after the final norm; drop it")
     if want.norm == "final" and spec.stages and want.layers != (spec.depth - 1,):
-        raise UsageError(
-            f"--norm final: the norm of {spec.name} is of its last stage; drop --layer"
-        )
+        raise UsageError(f"--norm final: the norm of {spec.name} is its last stage's; drop --layer")
     if want.norm not in spec.norms:
         raise UsageError(
             f"--norm {want.norm}: {spec.name} has no other map of it; allowed is --norm "

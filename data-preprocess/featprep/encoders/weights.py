@@ -1,24 +1,19 @@
-"""Where weights come from, how they are read without running anything, and what identifies them.
-
-Local path, the library's own cache, the hub. Knows no architecture: adapters say what counts.
+"""Files of weights: which there are, whether they are whole, how they are read without running
+anything. Knows no network and no architecture: adapters say what counts.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
-import os
-import socket
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featprep.encoders.base import ModelName
+from featprep.encoders.digests import file_sha256
 from featprep.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -26,15 +21,33 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
-# In the order in which transformers looks for them.
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-TIMEOUT_S = 15  # urllib has none of its own: an address that never answers would hang for minutes
+INDEX = ".index.json"
+# In the order in which transformers looks for them: one file, or the index of its shards.
+WEIGHTS = (
+    "model.safetensors",
+    f"model.safetensors{INDEX}",
+    "pytorch_model.bin",
+    f"pytorch_model.bin{INDEX}",
+)
 
 
-def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE closes all weight downloads."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The files of one encoder. `path`: what FAMILY:NAME=PATH takes, their folder or the one file.
+    `weights`: those that hold tensors; `others`: what loading reads beside them.
+
+    `origin`: where they came from, for people. `sha256`: of files whose publisher states it.
+    """
+
+    path: Path
+    weights: tuple[Path, ...]
+    origin: str
+    others: tuple[Path, ...] = ()
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (*self.others, *self.weights)
 
 
 def one_line(error: BaseException, width: int = 240) -> str:
@@ -43,33 +56,12 @@ def one_line(error: BaseException, width: int = 240) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-# --- identity
+def local_file(path: str) -> Found:
+    """Of FAMILY:NAME=FILE."""
+    return Found(Path(path), (Path(path),), path)
 
 
-def digest(tensors: Mapping[str, Tensor], settings: Mapping[str, object]) -> str:
-    """sha256 over names, shapes and float32 values of the tensors used, and over `settings`.
-
-    Neither the container nor its precision counts: the same numbers have the same digest.
-    """
-
-    def fingerprint(name: str) -> str:
-        tensor = tensors[name].detach().cpu().float()
-        content = hashlib.sha256(tensor.flatten().numpy().data).hexdigest()
-        return f"{name} {tuple(tensor.shape)} {content}\n"
-
-    total = hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode())
-    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter's lock
-        for line in pool.map(fingerprint, sorted(tensors)):
-            total.update(line.encode())
-    return total.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# --- files
+# --- reading
 
 
 def read_json(path: Path, name: ModelName) -> dict[str, Any]:
@@ -101,6 +93,11 @@ def read_tensors(
     """
     if not path.is_file():
         raise WeightsError(f"{name}: no file {path}; give the path of a .pt or .safetensors file")
+    if is_cut_off(path):
+        raise WeightsError(
+            f"{name}: {path} is cut off at {path.stat().st_size:,} bytes, as an interrupted copy "
+            "is; get a whole one"
+        )
     try:
         loaded = _open(path, name, published, trust)
     except WeightsError:
@@ -163,141 +160,72 @@ def _plain(loaded: Any, path: Path, name: ModelName) -> dict[str, Tensor]:
     )
 
 
-# --- published archives, fetched by their library
-
-
-def published_file(
-    name: ModelName, url: str, sha256: str, cache: Path, download: Callable[[str, str], str]
-) -> tuple[Path, str]:
-    """(file, origin) of an archive whose URL carries its sha256, or the beginning of it."""
-    target = cache / url.rsplit("/", 1)[-1]
-    if target.is_file() and file_sha256(target).startswith(sha256):
-        return target, f"{cache.name} cache"
-    way_out = f"put {target.name} from {url} into {cache}, or give --model {name}=FILE"
-    if is_offline():
-        state = "is not the published file" if target.is_file() else "is not there"
-        raise WeightsError(
-            f"{name}: {target} {state} and HF_HUB_OFFLINE closes downloads; unset it, {way_out}"
-        )
-    try:
-        with quiet():
-            return Path(download(url, str(cache))), f"downloaded from {url}"
-    except Exception as error:  # urllib's, tqdm's and the library's own checksum error
-        raise WeightsError(f"{name}: download failed ({one_line(error)}); {way_out}") from error
-
-
-# --- the hub
-
-
-def hub_config(repo_id: str, filename: str) -> Path | None:
-    """A file of a hub model if the hub's cache has it; asks no network."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repo_id, filename)
-    return Path(found) if isinstance(found, str) else None
-
-
-def hub_folder(
-    name: ModelName, repo_id: str = "", configs: tuple[str, ...] = (CONFIG, PROCESSOR)
-) -> tuple[Path, str]:
-    """(folder, origin) of a hub model: the cache if it is whole there, else the hub's client."""
-    repo_id = repo_id or name.id
-    config = hub_config(repo_id, CONFIG)
-    has_configs = config and all((config.parent / file).is_file() for file in configs)
-    if config and has_configs and weight_files(config.parent):
-        return config.parent, "hub cache"
-    from huggingface_hub import constants
-
-    way_out = (
-        f"put {', '.join(configs)} and {_WEIGHTS[0]} of {repo_id} into a folder and give "
-        f"--model {name}=FOLDER"
-    )
-    if is_offline():
-        raise WeightsError(
-            f"{name}: not whole in {constants.HF_HUB_CACHE} and HF_HUB_OFFLINE closes downloads; "
-            f"unset it, or {way_out}"
-        )
-    try:
-        with quiet():
-            return _download(repo_id, configs), f"downloaded from {constants.ENDPOINT}"
-    except Exception as error:  # the hub's, its HTTP library's and the disk's
-        reason = hub_reason(error, constants.ENDPOINT)
-        raise WeightsError(f"{name}: {reason}, or {way_out}") from error
+# --- which there are, and whether they are whole
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that transformers would load, or none if they are not all there."""
-    for single, index in zip(_WEIGHTS, _INDEXES, strict=True):
-        if (folder / single).is_file():
-            return [folder / single]
-        if (folder / index).is_file():
-            shards = [folder / shard for shard in _shards(folder / index)]
-            return shards if all(shard.is_file() for shard in shards) else []
-    return []
+    listed = _listed(folder)
+    return listed if all(file.is_file() for file in listed) else []
 
 
-def _shards(index: Path) -> list[str]:
+def need_weight_files(name: ModelName, folder: Path) -> list[Path]:
+    """`weight_files`. Raises WeightsError that names what is lacking."""
+    listed = _listed(folder)
+    if not listed:
+        raise WeightsError(f"{name}: {folder} holds no weights; put {WEIGHTS[0]} there")
+    lacking = [file.name for file in listed if not file.is_file()]
+    if lacking:
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        raise WeightsError(
+            f"{name}: {folder} lacks {', '.join(lacking[:3])}{more}, which its index names; put "
+            "all of them there"
+        )
+    return listed
+
+
+def _listed(folder: Path) -> list[Path]:
+    first = next((file for file in WEIGHTS if (folder / file).is_file()), None)
+    if first is None:
+        return []
+    return shards(folder / first) if first.endswith(INDEX) else [folder / first]
+
+
+def shards(index: Path) -> list[Path]:
+    """The files an index names, beside it."""
     try:
-        shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{index} is not an index of weights; get a clean copy") from error
-    for shard in shards:
+    for shard in names:
         if Path(shard).name != shard:
             raise WeightsError(
                 f"{index} names a file outside its folder: {shard}; get a clean copy"
             )
-    return shards
+    return [index.parent / shard for shard in names]
 
 
-def _download(repo_id: str, configs: tuple[str, ...]) -> Path:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+def is_cut_off(path: Path) -> bool:
+    """Whether a file ends before its own header says, as an interrupted copy does; False where
+    nothing says it. Its tensors are not read."""
+    size = path.stat().st_size
+    if path.suffix == ".safetensors":
+        return _end_of_safetensors(path) > size
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"  # torch.save's; the list of its parts ends it
+    return size == 0 or (is_zip and not zipfile.is_zipfile(path))
 
-    # One question without retries: hf_hub_download asks an unreachable host six times, 23 s in all.
-    get_hf_file_metadata(hf_hub_url(repo_id, CONFIG), timeout=TIMEOUT_S)
-    folder = Path(hf_hub_download(repo_id, CONFIG)).parent
 
-    def fetch(filename: str) -> Path | None:
+def _end_of_safetensors(path: Path) -> int:
+    """Eight bytes of length, a JSON header of that length, then the tensors it lists."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size:
+            return size + 1
         try:
-            return Path(hf_hub_download(repo_id, filename, revision=folder.name))
-        except (
-            LocalEntryNotFoundError
-        ):  # the network broke; a subclass of "the hub has no such file"
-            raise
-        except EntryNotFoundError:
-            return None
-
-    for file in configs[1:]:
-        fetch(file)
-    for single, index in zip(_WEIGHTS, _INDEXES, strict=True):
-        if fetch(single):
-            return folder
-        if (listing := fetch(index)) and all(fetch(shard) for shard in _shards(listing)):
-            return folder
-    raise WeightsError(f"the repository holds neither {_WEIGHTS[0]} nor {_WEIGHTS[1]}")
-
-
-def hub_reason(error: Exception, endpoint: str) -> str:
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    if isinstance(error, GatedRepoError):
-        return f"{endpoint} gives it only to who accepted its terms: accept them and set HF_TOKEN"
-    if isinstance(error, RepositoryNotFoundError):
-        return f"{endpoint} has no such model, or it is private: check the name or set HF_TOKEN"
-    return f"download from {endpoint} failed ({one_line(error)}): set HF_ENDPOINT to a mirror"
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Downloads that give up in seconds, and say so in our words alone; progress bars stay."""
-    hub_log, timeout = logging.getLogger("huggingface_hub"), socket.getdefaulttimeout()
-    level = hub_log.level
-    hub_log.setLevel(logging.CRITICAL)
-    socket.setdefaulttimeout(TIMEOUT_S)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        hub_log.setLevel(level)
-        socket.setdefaulttimeout(timeout)
+            rows = json.loads(file.read(length))
+            ends = [row["data_offsets"][1] for key, row in rows.items() if key != "__metadata__"]
+            return 8 + length + int(max(ends, default=0))
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return 0  # broken in another way, which reading it will tell
