@@ -10,9 +10,11 @@ import pytest
 import yaml
 from featprep import encoders
 from featprep.cli import COMMANDS
+from featprep.commands import fetch
 from featprep.commands.encode import SCRIPTS
 from featprep.commands.flags import encode_parser, read_config
 from featprep.config import markdown_table, read_yaml
+from featprep.encoders import copies
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "README.zh-CN.md"]
@@ -39,6 +41,17 @@ def test_every_encoding_command_of_a_document_is_parsed_by_its_parser(document: 
     assert seen >= 3
 
 
+def test_what_the_readme_fetches_is_what_its_next_commands_name() -> None:
+    lines = _commands("README.md")
+    (line,) = [line for line in lines if line.startswith("featprep fetch ")]
+    flags = fetch.make_parser().read(shlex.split(line)[2:])
+    names = [encoders.resolve(value, "any") for value in flags.model]
+    ends = {"hf": "", "clip": ".pt"}
+    for name in names:
+        copied = f"{flags.to}/{copies.stem(name)}{ends[name.family]}"
+        assert [line for line in lines if f" --model {name}={copied}" in line], name
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_script_and_file_a_document_names_is_there(document: str) -> None:
     text = (ROOT / document).read_text()
@@ -51,7 +64,7 @@ def test_every_script_and_file_a_document_names_is_there(document: str) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_flag_a_document_names_is_one(document: str) -> None:
     flags = set(encode_parser("x", "x")._option_string_actions)
-    others = {"--out", "--index-url", "--extra-index-url", "--local-dir"}
+    others = {"--out", "--index-url", "--extra-index-url", "--to"}
     named = set(re.findall(r"(?<![\w-])--[a-z_]+[\w-]*", (ROOT / document).read_text()))
     assert {flag for flag in named if flag not in flags | others} == set()
 

@@ -369,7 +369,8 @@ def test_torchvisions_cache_is_used_only_if_the_hash_is_the_names(
     url = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
     way_out = (
         f"and HF_HUB_OFFLINE closes downloads; unset it, put resnet18-f37072fd.pth from {url} into "
-        f"{file.parent}, or give --model torchvision:resnet18=FILE"
+        f"{file.parent}, or give --model torchvision:resnet18=FILE (featprep fetch "
+        "torchvision:resnet18 --to DIR, where there is a network, writes it)"
     )
     assert refused(lambda: load(name)) == f"torchvision:resnet18: {file} is not there {way_out}"
     file.parent.mkdir(parents=True)
@@ -378,7 +379,9 @@ def test_torchvisions_cache_is_used_only_if_the_hash_is_the_names(
         refused(lambda: load(name))
         == f"torchvision:resnet18: {file} is not the published file {way_out}"
     )
-    monkeypatch.setattr("featprep.encoders.weights.file_sha256", lambda path: "f37072fd" + 56 * "0")
+    monkeypatch.setattr(
+        "featprep.encoders.downloads.kept_sha256", lambda path: "f37072fd" + 56 * "0"
+    )
     assert load(name).origin == "checkpoints cache"
     assert load(name).digest == load(made("torchvision:resnet18")).digest
 
@@ -390,10 +393,13 @@ def test_timms_hub_cache_is_used_and_what_is_missing_named(
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     name = ModelName("timm", "test_vit.r160_in1k")
+    files = "model.safetensors (or pytorch_model.bin)"
     assert refused(lambda: load(name)) == (
-        f"timm:test_vit.r160_in1k: not whole in {tmp_path} and HF_HUB_OFFLINE closes downloads; "
-        "unset it, or put config.json and model.safetensors of timm/test_vit.r160_in1k into a "
-        "folder and give --model timm:test_vit.r160_in1k=FOLDER"
+        f"timm:test_vit.r160_in1k: {tmp_path} lacks config.json and {files} of "
+        "timm/test_vit.r160_in1k and HF_HUB_OFFLINE closes downloads; unset it, or put config.json "
+        f"and {files} of timm/test_vit.r160_in1k into a folder and give --model "
+        "timm:test_vit.r160_in1k=FOLDER (featprep fetch timm:test_vit.r160_in1k --to DIR, where "
+        "there is a network, writes it)"
     )
     snapshot = tmp_path / "models--timm--test_vit.r160_in1k/snapshots/abc"
     snapshot.mkdir(parents=True)

@@ -373,7 +373,7 @@ def test_missing_weights_say_which_file_to_put_where(tmp_path: Path) -> None:
         check=True,
     )
     closed = "and HF_HUB_OFFLINE closes downloads; unset it, or"
-    file = "open_clip_model.safetensors or open_clip_pytorch_model.bin"
+    file = "open_clip_model.safetensors (or open_clip_pytorch_model.bin)"
     both = f"open_clip_config.json and {file} of org/model"
     own = f"{file} of timm/vit_base_patch32_clip_224.openai"
     assert done.stderr == ""

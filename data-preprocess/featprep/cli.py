@@ -17,6 +17,7 @@ COMMANDS = {
     "encode": ("featprep.commands.encode", "images → feature maps and masks"),
     "show": ("featprep.commands.show", "one result as a picture: image | mask | components"),
     "models": ("featprep.commands.models", "the encoders there are"),
+    "fetch": ("featprep.commands.fetch", "weights, for machines that will have no network"),
     "settings": ("featprep.commands.settings", "every setting of encode, as a table"),
 }
 

@@ -26,18 +26,21 @@ from featprep.encoders import (
 )
 from featprep.encoders.aliases import ALIASES
 from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName, Terms
+from featprep.encoders.weights import Found
 from featprep.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """`known`: published names. `local`: what a path leads to. `open_ids`: the hub has more, named
-    ORG/NAME after `hub_prefix`. `package`: what to install where no name is known. `is_more`:
-    whether an ID may be a name that only its library knows; `more`: what that is, in words."""
+    """`known`: published names. `find`: the files, downloaded where they must be. `local`: what a
+    path leads to. `open_ids`: the hub has more, named ORG/NAME after `hub_prefix`. `package`: what
+    to install where no name is known. `is_more`: whether an ID may be a name that only its library
+    knows; `more`: what that is, in words."""
 
     known: Mapping[str, EncoderSpec | None]
     describe: Callable[[ModelName], EncoderSpec | None]
     load: Callable[[ModelName, LoadOptions], Encoder]
+    find: Callable[[ModelName], Found]
     local: str
     open_ids: bool = False
     hub_prefix: str = ""
@@ -52,12 +55,14 @@ FAMILIES = {
         openai_clip_cards.KNOWN,
         openai_clip.describe,
         openai_clip.load,
+        openai_clip.find,
         "a .pt file",
     ),
     "hf": Family(
         hf_known.KNOWN,
         huggingface.describe,
         huggingface.load,
+        huggingface.find,
         "a folder with config.json",
         open_ids=True,
         terms=hf_known.terms,
@@ -66,6 +71,7 @@ FAMILIES = {
         openclip.KNOWN,
         openclip.describe,
         openclip.load,
+        openclip.find,
         "a checkpoint, or a folder with open_clip_config.json; NAME is ARCH/TAG or ARCH",
         open_ids=True,
         hub_prefix="hf-hub:",
@@ -75,6 +81,7 @@ FAMILIES = {
         timm_catalogue.KNOWN,
         timm_models.describe,
         timm_models.load,
+        timm_models.find,
         "a .safetensors file, a state dict, or a folder with config.json",
         is_more=timm_catalogue.is_spelled,
         more="any other model of timm",
@@ -83,6 +90,7 @@ FAMILIES = {
         torchvision_catalogue.KNOWN,
         torchvision_models.describe,
         torchvision_models.load,
+        torchvision_models.find,
         "a .pth file, under torchvision's NAME of it",
     ),
 }
@@ -184,6 +192,11 @@ def load_encoder(name: ModelName, options: LoadOptions) -> Encoder:
     if name.id == "tiny" and name.path is None:
         return tiny.load_tiny(name, options)
     return FAMILIES[name.family].load(name, options)
+
+
+def find_weights(name: ModelName) -> Found:
+    """Its files, as `load_encoder` finds or downloads them, unread. Raises WeightsError."""
+    return FAMILIES[name.family].find(name)
 
 
 def _spelled(value: str, family: str, rest: str) -> ModelName:

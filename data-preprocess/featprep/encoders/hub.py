@@ -97,7 +97,8 @@ def _state(repo: str, lacking: Choices) -> str:
 def _wanted(choices: Choices) -> str:
     """In words; what an index is for needs no telling."""
     plain = [[file for file in choice if not file.endswith(INDEX)] for choice in choices]
-    return " and ".join(" or ".join(files) for files in plain)
+    words = [f"{first} (or {', '.join(rest)})" if rest else first for first, *rest in plain]
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _way_out(name: ModelName, repo: str, choices: Choices) -> str:
@@ -132,7 +133,7 @@ def _first(repo: str, choice: Sequence[str], revision: str | None) -> Path:
             raise
         except EntryNotFoundError:
             continue
-    raise _LackingError(f"{repo} holds no {_wanted([choice]).replace(' or ', ' and no ')}")
+    raise _LackingError(f"{repo} does not hold {_wanted([choice])}")
 
 
 class _LackingError(Exception):

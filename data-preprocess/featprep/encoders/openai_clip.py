@@ -81,6 +81,7 @@ def _build(tensors: Mapping[str, Tensor], name: ModelName, path: Path) -> Any:
     import torch
 
     model_room = importlib.import_module("clip.model")
+    weights.of_tower(name, path, ((k, t) for k, t in tensors.items() if k.startswith("visual.")))
     kept = {key: item for key, item in tensors.items() if key not in _ARCHIVE_EXTRAS}
     try:
         with torch.device("meta"):

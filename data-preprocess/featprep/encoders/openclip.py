@@ -125,7 +125,8 @@ def _local_folder(name: ModelName, folder: Path) -> Found:
     held = [folder / file for file in WEIGHTS if (folder / file).is_file()]
     if not held:
         raise WeightsError(f"{name}: {folder} holds no weights; put {WEIGHTS[0]} there")
-    return Found(folder, (held[0],), str(folder), sha256=digests.hub_sha256(held[:1]))
+    others = tuple(file for file in (folder / CONFIG,) if file.is_file())
+    return Found(folder, (held[0],), str(folder), others, digests.hub_sha256(held[:1]))
 
 
 def _activation(name: ModelName, card: Card, asked: bool | None) -> bool:
@@ -190,7 +191,10 @@ def build(
 def _fill(model: Any, tensors: Mapping[str, Tensor], name: ModelName, path: Path) -> None:
     """Put the visual tower's tensors in, every value as the file has it, strictly."""
     convert = importlib.import_module("open_clip.convert")
-    plain = {key.removeprefix("module."): item for key, item in tensors.items()}
+    named = [(key.removeprefix("module."), item) for key, item in tensors.items()]
+    towers = ("visual.", "image_encoder.")  # the latter: MobileCLIP as Apple publishes it
+    weights.of_tower(name, path, (each for each in named if each[0].startswith(towers)))
+    plain = dict(named)
     visual = {
         key.removeprefix("visual."): item.float() if item.is_floating_point() else item
         for key, item in convert.convert_state_dict(model, plain).items()
