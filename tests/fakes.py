@@ -16,7 +16,7 @@ from featprep.encoders import tiny
 from featprep.encoders.base import EncoderSpec, ModelName, Recipe, Want
 from featprep.errors import OutOfMemoryError
 from featprep.records import AnyArray, FeatureMaps, UInt8
-from featprep.resolve import resolve
+from featprep.resolve import resolve, wrapped
 from featprep.session import Session
 
 PATCH = 8
@@ -52,7 +52,7 @@ class FakeEncoder:
         self.calls: list[tuple[int, ...]] = []
         self.before: Callable[[UInt8], None] = lambda pixels: None
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
+    def grid(self, height: int, width: int, layer: int = -1) -> tuple[int, int]:
         return height // PATCH, width // PATCH
 
     def tokens(self, height: int, width: int) -> tuple[int, int]:
@@ -84,9 +84,10 @@ def fake_session(encoder: FakeEncoder, exact: FakeEncoder | None = None) -> Call
         precision = Precision("float32", storage, "default")  # type: ignore[arg-type]
         resolved = resolve(config, encoder.spec, storage, encoder.grid, is_plain=False)
         size = config.batch_size or batch_size or 4
-        twin = exact or encoder
+        whole = wrapped(encoder, config, resolved)
+        twin = wrapped(exact, config, resolved) if exact else whole
         return Session(
-            config, encoder, lambda: twin, resolved, precision, "cpu", size, "as the test has it"
+            config, whole, lambda: twin, resolved, precision, "cpu", size, "as the test has it"
         )
 
     return open_session

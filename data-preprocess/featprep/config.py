@@ -63,6 +63,25 @@ class EncodeConfig:
         kinds.count(1, example=16384),
         "with --resize keep: images of more cells are made smaller, to this many",
     )
+    tile: tuple[int, int] | str | None = _setting(
+        None,
+        kinds.size(),
+        "encode large inputs in windows of this size, the encoder's native one or a multiple of "
+        "the patch, and blend them",
+        "no windows",
+    )
+    overlap: int | None = _setting(
+        None,
+        kinds.count(0, example=56),
+        "with --tile: pixels that neighbouring windows share, rounded to whole patches",
+        "a quarter of the tile",
+    )
+    grid: tuple[int, int] | None = _setting(
+        None,
+        kinds.cells(),
+        "resample every map to these cells, and make the mask anew for them",
+        "the network's own",
+    )
     background: str = _setting(
         "black", kinds.colour(), "what stands behind transparent pixels and in padding"
     )
@@ -150,6 +169,8 @@ class EncodeConfig:
                 raise UsageError(f"--{name} is required: {about['help']}, {about['kind'].allowed}")
         if self.quiet and self.verbose:
             raise UsageError("--quiet and --verbose exclude each other: drop one, or --no_quiet")
+        if self.overlap is not None and self.tile is None:
+            raise UsageError("--overlap is of --tile: add --tile native, or drop it")
         if self.mask_dir is not None and self.mask == "none":
             raise UsageError("--mask_dir with --mask none: drop one of them")
         if self.mask_dir is not None and not Path(self.mask_dir).is_dir():

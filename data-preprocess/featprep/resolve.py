@@ -14,7 +14,10 @@ from typing import Any
 from featprep.config import EncodeConfig
 from featprep.devices import Precision
 from featprep.encoders import wants
-from featprep.encoders.base import EncoderSpec, Want, check_pos_embed, predict_grid
+from featprep.encoders.base import Encoder, EncoderSpec, Want, check_pos_embed, predict_grid
+from featprep.encoders.regridding import RegriddedEncoder
+from featprep.encoders.sizes import checked, typed
+from featprep.encoders.tiling import TiledEncoder, Tiling, plan, refuse_vectors, untied
 from featprep.errors import UsageError
 from featprep.geometry import Geometry
 from featprep.settings import colour_of
@@ -37,6 +40,7 @@ class Resolved:
     geometry: Geometry
     want: Want
     channels: int
+    tiling: Tiling | None = None
 
     @property
     def map_shape(self) -> tuple[int, int, int] | None:
@@ -58,9 +62,39 @@ def resolve(
 ) -> Resolved:
     """Raises UsageError. `is_plain`: the model was named without its family (SPEC 1, --size)."""
     want = wants.check(spec, want_of(config, storage))
+    tiling = _tiling(config, spec, grid, want)
+    if tiling:
+        spec, grid = untied(spec), by_patch(spec)
     geometry = _geometry(config, spec, grid, is_plain)
-    check_pos_embed(spec, config.pos_embed, *(geometry.size or (0, 0)))
-    return Resolved(geometry, want, wants.channels(spec, want, want.layers[0]))
+    seen = tiling.tile if tiling else geometry.size
+    check_pos_embed(spec, config.pos_embed, *(seen or (0, 0)))
+    if tiling:
+        geometry = _tiled(geometry, tiling)
+    return Resolved(geometry, want, wants.channels(spec, want, want.layers[0]), tiling)
+
+
+def wrapped(encoder: Encoder, config: EncodeConfig, resolved: Resolved) -> Encoder:
+    """The encoder as the settings want it: behind windows, its maps on one grid."""
+    if resolved.tiling:
+        encoder = TiledEncoder(encoder, resolved.tiling)
+    return RegriddedEncoder(encoder, config.grid) if config.grid else encoder
+
+
+def _tiling(config: EncodeConfig, spec: EncoderSpec, grid: Grid, want: Want) -> Tiling | None:
+    if config.tile is None:
+        return None
+    refuse_vectors(want)
+    return plan(spec, grid, config.tile, config.overlap)
+
+
+def _tiled(geometry: Geometry, tiling: Tiling) -> Geometry:
+    size, tile, patch = geometry.size, tiling.tile, geometry.patch
+    if size and (size[0] // patch < tile[0] // patch or size[1] // patch < tile[1] // patch):
+        raise UsageError(
+            f"--tile {typed(tile)}: larger than the input, {typed(size)}; take a smaller --tile, "
+            f"or a larger input, for example --size {typed(tuple(2 * side for side in tile))}"
+        )
+    return dataclasses.replace(geometry, tile=tile)
 
 
 def want_of(config: EncodeConfig, storage: str) -> Want:
@@ -78,17 +112,21 @@ def _geometry(config: EncodeConfig, spec: EncoderSpec, grid: Grid, is_plain: boo
             "here; nearest to it is --resize keep --max_tokens 256"
         )
     if config.resize == "keep" and spec.fixed_size:
-        raise UsageError(f"--resize keep: {spec.name} takes {_typed(spec.native_size)} only")
+        raise UsageError(
+            f"--resize keep: {spec.name} takes {typed(spec.native_size)} only; add --tile native, "
+            "or drop it"
+        )
     size: tuple[int, int] | None = recipe.crop if recipe else _size(config, spec, is_plain)
     if config.resize == "keep":
         size = None
+    cells = grid(*size) if size else None
     resize: Any = config.resize
     mask: Any = config.mask
     return Geometry(
         resize=resize,
         size=size,
         patch=spec.patch,
-        grid=grid(*size) if size else None,
+        grid=config.grid or cells,
         kernel=recipe.kernel if recipe else "bicubic",
         rounding=recipe.rounding if recipe else "torchvision",
         scale_to=recipe.resize if recipe else None,
@@ -96,6 +134,7 @@ def _geometry(config: EncodeConfig, spec: EncoderSpec, grid: Grid, is_plain: boo
         background=colour_of(config.background, spec.mean),
         mask=mask,
         alpha_threshold=config.alpha_threshold,
+        cells=cells if config.grid else None,
     )
 
 
@@ -103,33 +142,7 @@ def _size(config: EncodeConfig, spec: EncoderSpec, is_plain: bool) -> tuple[int,
     asked = config.size
     if asked is None and is_plain and spec.family not in ("clip", "openclip"):  # names say it
         return PLAIN_SIZE, PLAIN_SIZE
-    if asked is None or isinstance(asked, str):
-        return spec.native_size
-    if asked == spec.native_size:
-        return asked
-    if spec.fixed_size:
-        raise UsageError(
-            f"--size {_typed(asked)}: {spec.name} takes {_typed(spec.native_size)} only; "
-            "drop --size"
-        )
-    if spec.unit is not None:
-        if min(predict_grid(spec, *asked)) < 1:
-            raise UsageError(
-                f"--size {_typed(asked)}: {spec.name} makes no cell of it; allowed is "
-                f"{spec.unit} or more"
-            )
-        return asked
-    if any(side % spec.patch for side in asked):
-        near = tuple(max(1, round(side / spec.patch)) * spec.patch for side in asked)
-        raise UsageError(
-            f"--size {_typed(asked)}: {spec.name} takes multiples of its patch, {spec.patch}, or "
-            f"native; for example --size {_typed(near)}"
-        )
-    return asked
-
-
-def _typed(size: tuple[int, ...]) -> str:
-    return str(size[0]) if len(set(size)) == 1 else ",".join(map(str, size))
+    return checked(spec, "size", asked or "native")
 
 
 def fingerprint(
@@ -149,6 +162,7 @@ def fingerprint(
         "compute": precision.compute,
         "storage": precision.storage,
         **{name: _plain(value) for name, value in geometry.items()},
+        "overlap": _plain(resolved.tiling.overlap) if resolved.tiling else None,
         "mask_dir": os.path.realpath(config.mask_dir) if config.mask_dir else None,
         "names": config.names,
     }
@@ -169,6 +183,7 @@ def metadata(
     return {
         "format": fingerprint["format"],
         **{name: fingerprint[name] for name in names},
+        **_shaped(fingerprint),
         "mask": {
             "kind": fingerprint["mask"],
             "rule": rule[fingerprint["mask"]],
@@ -182,3 +197,10 @@ def metadata(
         },
         "versions": dict(versions),
     }
+
+
+def _shaped(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """What --tile and --grid made of the network's own maps."""
+    tiles = {name: fingerprint[name] for name in ("tile", "overlap") if fingerprint["tile"]}
+    has_grid = fingerprint["cells"] or (fingerprint["resize"] == "keep" and fingerprint["grid"])
+    return {**tiles, **({"resampled": "bilinear, align_corners=False"} if has_grid else {})}

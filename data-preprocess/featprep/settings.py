@@ -109,9 +109,23 @@ def number(least: float, most: float, example: float) -> Kind:
 def _parse_size(name: str, raw: str) -> tuple[int, int] | str:
     if raw == "native":
         return raw
+    sides = _sides(raw)
+    if sides is None:
+        refuse(name, raw, "one side, H,W in pixels, or native", f"224 or --{name} 224,448")
+    return sides
+
+
+def _parse_cells(name: str, raw: str) -> tuple[int, int]:
+    sides = _sides(raw)
+    if sides is None:
+        refuse(name, raw, "one number of cells, or H,W", f"16 or --{name} 16,32")
+    return sides
+
+
+def _sides(raw: str) -> tuple[int, int] | None:
     sides = [part.strip() for part in raw.strip("()[] ").split(",")]
     if len(sides) > 2 or not all(re.fullmatch(r"[1-9][0-9]{0,4}", side) for side in sides):
-        refuse(name, raw, "one side, H,W in pixels, or native", "224 or --size 224,448")
+        return None
     return int(sides[0]), int(sides[-1])
 
 
@@ -134,6 +148,10 @@ def _parse_colour(name: str, raw: str) -> str:
 
 def size() -> Kind:
     return Kind("one side, `H,W`, or `native`", _parse_size)
+
+
+def cells() -> Kind:
+    return Kind("one number of cells, or `H,W`", _parse_cells)
 
 
 def shard() -> Kind:

@@ -77,7 +77,9 @@ def refuse_early(config: EncodeConfig, name: ModelName, source: Source) -> None:
     resolved = resolve(config, spec, storage, by_patch(spec), is_plain=name.is_plain)
     precision = Precision(before.get("compute", "float32"), storage, "")
     mine = fingerprint(config, spec, before.get("weights", ""), resolved, precision)
-    identity = RunIdentity({**mine, "grid": before.get("grid")}, source.root)
+    asked_of_model = "cells" if config.grid else "grid"
+    mine[asked_of_model] = before.get(asked_of_model)
+    identity = RunIdentity(mine, source.root)
     options = LedgerOptions(config.shard, config.overwrite, config.moved)
     Ledger(config.output, identity, options, lambda count, keys: None).check()
 
@@ -108,6 +110,8 @@ def introduce(config: EncodeConfig, session: Session, census: Census) -> None:
     spec, geometry = session.encoder.spec, session.resolved.geometry
     shape = session.resolved.map_shape or (session.resolved.channels, "h", "w")
     size = "×".join(map(str, geometry.size)) if geometry.size else "each image's own size"
+    if session.resolved.tiling:
+        size += f" in windows of {'×'.join(map(str, session.resolved.tiling.tile))}"
     weights = f"weights {session.encoder.digest[:8]} ({session.encoder.origin})"
     say("encoder", f"{spec.name}  ({', '.join(map(str, shape))}) at {size}  {weights}")
     if spec.meaningless:
