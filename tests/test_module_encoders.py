@@ -18,7 +18,7 @@ import pytest
 import timm
 import torch
 from featprep import certify
-from featprep.certify import Case
+from featprep.certify_cases import Case, kinds, main_kinds
 from featprep.config import EncodeConfig
 from featprep.encoders import describe, load_encoder, resolve
 from featprep.encoders.base import Encoder, LoadOptions, ModelName, Want, predict_grid
@@ -121,13 +121,18 @@ def sizes_of(encoder: Encoder) -> list[tuple[int, int]]:
 # --- the contract
 
 
-def test_maps_equal_upstreams_at_native_other_and_odd_sizes(
+def test_every_kind_of_feature_equals_upstreams_at_native_other_and_odd_sizes(
     local: ModelName, encoder: Encoder
 ) -> None:
-    sizes = [encoder.spec.native_size, *sizes_of(encoder)]
-    for parity in certify.certify(local, [Case(*size, 1) for size in dict.fromkeys(sizes)]):
-        assert parity.is_within, parity
-        assert parity.cosine > 1 - 1e-7
+    """Layers, several of them, norms, facets, prefix and pooled: what the spec says there is."""
+    native, (first, *others) = encoder.spec.native_size, sizes_of(encoder)
+    cases = [Case(*first, 1, want) for want in kinds(encoder.spec)]
+    cases += [
+        Case(*size, 1, want) for size in (native, *others) for want in main_kinds(encoder.spec)
+    ]
+    verdicts = certify.certify(local, list(dict.fromkeys(cases)))
+    assert [v for v in verdicts if not v.is_within] == []
+    assert min(verdict.difference.cosine for verdict in verdicts) > 1 - 1e-7
 
 
 def test_a_map_is_of_the_grid_asked_and_varies_from_cell_to_cell(encoder: Encoder) -> None:
@@ -263,8 +268,8 @@ def test_as_many_cells_in_another_shape_are_resampled_all_the_same(made: Made) -
     own = encoder.network.model.pos_embed
     assert encoder._positions.at((10, 10)) is own
     assert not torch.equal(encoder._positions.at((20, 5)), own)
-    (parity,) = certify.certify(made("timm:test_vit"), [Case(320, 80, 1)])
-    assert parity.is_within
+    (verdict,) = certify.certify(made("timm:test_vit"), [Case(320, 80, 1)])
+    assert verdict.is_within
 
 
 # --- weights

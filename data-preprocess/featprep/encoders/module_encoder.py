@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from featprep.encoders.base import EncoderSpec, Facet, LoadOptions, Want, predict_grid
-from featprep.encoders.positions import Grid, PositionCache, resample_positions
+from featprep.encoders.positions import Grid, PositionCache, resample
 from featprep.encoders.torch_encoder import Taken, TorchEncoder, place
 from featprep.encoders.wants import is_normed
 from featprep.encoders.weights import Found, one_line
@@ -131,7 +131,7 @@ class ModuleEncoder(TorchEncoder):
         current: Tensor = self.network.get_parameter(self._name)
         if grid == own or self._native is None:
             return current
-        return resample_positions(self._native.to(current.device), own, grid).to(current)
+        return resample(self._native.to(current.device), own, grid).to(current)
 
 
 def _as_tokens(given: Given, layer: int, has_prefix: bool) -> Tensor:

@@ -64,6 +64,6 @@ class OpenAIResNetEncoder(TorchEncoder):
         from torch.func import functional_call
 
         rows, columns = cells.shape[-2:]
-        positions = {"positional_embedding": self._positions.at((rows, columns))}
-        image: Tensor = functional_call(self.pool, positions, (cells,))
+        positions = self._positions.at((rows, columns))
+        image: Tensor = functional_call(self.pool, {"positional_embedding": positions}, (cells,))
         return image

@@ -29,14 +29,12 @@ class PositionCache:
 
 
 def of_square(positions: Tensor, grid: Grid) -> Tensor:
-    """`resample_positions` of (1 + side², C), as clip has them."""
+    """`resample` of (1 + side², C), as clip has them."""
     side = math.isqrt(len(positions) - 1)
-    return resample_positions(positions, (side, side), grid)
+    return resample(positions, (side, side), grid)
 
 
-def resample_positions(
-    positions: Tensor, native: Grid, grid: Grid, *, antialias: bool = False
-) -> Tensor:
+def resample(positions: Tensor, native: Grid, grid: Grid, *, antialias: bool = False) -> Tensor:
     """([1,] P + native cells, C) → ([1,] P + cells of grid, C), the P prefix rows as they are.
 
     Bicubic, align_corners=False. Without antialiasing it is interpolate_pos_encoding of
