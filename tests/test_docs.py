@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
+import featprep
 import pytest
 import yaml
 from featprep import encoders
-from featprep.cli import COMMANDS
+from featprep.cli import COMMANDS, main
 from featprep.commands import fetch
 from featprep.commands.certify import certify_parser
 from featprep.commands.encode import SCRIPTS
 from featprep.commands.flags import encode_parser, read_config
 from featprep.config import markdown_table, read_yaml
 from featprep.encoders import copies
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "README.zh-CN.md"]
@@ -175,3 +178,25 @@ def test_the_readme_is_for_a_newcomer() -> None:
 def test_every_command_there_is_stands_in_a_document() -> None:
     text = "".join((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
     assert [name for name in COMMANDS if f"featprep {name}" not in text] == []
+
+
+def test_the_readmes_section_on_what_to_take_reads_what_a_run_of_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = (ROOT / "README.md").read_text().partition("## What to take")[2].partition("\n## ")[0]
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    Image.new("RGB", (32, 32), (200, 100, 50)).save("cat.png")
+    Image.new("RGB", (32, 32), (200, 100, 50)).save("photos/cat.png")
+    command = shlex.split(section.partition("```bash\n")[2].partition("\n")[0])
+    words = [word.replace("-1,5", "-1,0") for word in command[1:]]  # tiny has three blocks
+    assert main(["encode", *words, "--model", "hf:tiny", "--size", "28", "--quiet"]) == 0
+    names: dict[str, Any] = {"featprep": featprep}
+    exec(section.partition("```python\n")[2].partition("```")[0], names)
+    assert list(names["run"].layers) == [2, 0]
+    assert list(names["run"].vectors) == ["prefix", "pooled", "masked", "masked@0", "empty"]
+    assert {path.name for path in Path("features").glob("cat*")} == {
+        "cat.npy", "cat@0.npy", "cat_mask.npy", "cat_vec.npz",
+    }  # fmt: skip
+    assert names["maps"].maps[0].shape == (1, 64, 16, 16)
+    assert names["maps"].prefix.shape == (1, 1, 64)

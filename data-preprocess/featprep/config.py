@@ -96,10 +96,39 @@ class EncodeConfig:
     mask_dir: str | None = _setting(
         None, kinds.text("a folder"), "masks from image files of the same key, instead of alpha"
     )
+    layer: tuple[int, ...] = _setting(
+        (-1,),
+        kinds.layers(),
+        "blocks (stages of a CNN) to take: 0 is the first, -1 the last; the first listed is "
+        "NAME.npy, the others NAME@L.npy",
+        "-1",
+    )
+    norm: str = _setting(
+        "auto",
+        kinds.choice("auto", "final", "none"),
+        "the model's last norm: as its family has the last block, and none before; on every "
+        "layer; on none",
+    )
     feature: str = _setting(
         "patch",
-        kinds.choice("patch", "projected"),
-        "last block's map; or, for CLIP, the final norm and projection of each patch",
+        kinds.choice("patch", "projected", "value"),
+        "a layer's map; or of the last, for models of images and texts: the final norm and "
+        "projection of each patch; the same of its attention's value path",
+    )
+    facet: str = _setting(
+        "token",
+        kinds.choice("token", "query", "key", "value"),
+        "what a block gives; or, of its attention, queries, keys or values, heads concatenated, "
+        "before rotation and scaling",
+    )
+    prefix: bool = _setting(
+        False, kinds.switch(), "CLS and register tokens of the first layer into NAME_vec.npz"
+    )
+    pooled: bool = _setting(
+        False, kinds.switch(), "the model's vector of the whole image into NAME_vec.npz"
+    )
+    masked_pool: bool = _setting(
+        False, kinds.switch(), "the mean over the mask's cells, of each layer, into NAME_vec.npz"
     )
     pos_embed: str = _setting(
         "transformers",
@@ -173,6 +202,8 @@ class EncodeConfig:
             raise UsageError("--overlap is of --tile: add --tile native, or drop it")
         if self.mask_dir is not None and self.mask == "none":
             raise UsageError("--mask_dir with --mask none: drop one of them")
+        if self.masked_pool and self.mask == "none":
+            raise UsageError("--masked_pool with --mask none: there are no cells; drop one of them")
         if self.mask_dir is not None and not Path(self.mask_dir).is_dir():
             raise UsageError(f"--mask_dir {shown(self.mask_dir)}: no such folder; check the path")
         if self.resize in ("keep", "native") and self.size not in (None, "native"):

@@ -83,7 +83,7 @@ def prepare_picture(
 
 
 def _placement_notes(geometry: Geometry, placement: Placement) -> list[str]:
-    (height, width), patch = placement.source, geometry.patch
+    (height, width), patch = placement.source, geometry.multiple or geometry.patch
     whole = max(1, height // patch) * max(1, width // patch) * patch**2
     if geometry.resize != "keep" or placement.footprint[0] * placement.footprint[1] == whole:
         return []

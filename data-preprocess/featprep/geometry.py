@@ -51,9 +51,10 @@ class Geometry:
     `size`: network input, None for keep. `patch`: stride of a network's cell in its pixels. `grid`:
     of the map, asked of the model, None for keep (sides // patch); or that of --grid, with `cells`
     the network's own, None for keep. `tile`: the windows of --tile, which keep's images may not be
-    smaller than. `kernel`: of the resize. `rounding`: of the crop's
-    offsets. `scale_to`: native only, the short side, or (height, width) to stretch to, before the
-    centre crop to `size`. `max_tokens` bounds the cells of keep. `background`: behind transparent
+    smaller than. `multiple`: what keep rounds sides down to, where that is more than a cell: the
+    earlier stages of a CNN. `kernel`: of the resize. `rounding`: of the crop's offsets. `scale_to`:
+    native only, the short side, or (height, width) to stretch to, before the centre crop to `size`.
+    `max_tokens` bounds the cells of keep. `background`: behind transparent
     pixels, and the padding. `mask`, `alpha_threshold`: see masks.mask_grid.
     """
 
@@ -70,6 +71,7 @@ class Geometry:
     alpha_threshold: float = 0.0
     cells: Size | None = None
     tile: Size | None = None
+    multiple: int | None = None
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Geometry:
@@ -156,7 +158,7 @@ def place(geometry: Geometry, height: int, width: int) -> Placement:
     """
     source = (height, width)
     if geometry.resize == "keep":
-        cells = _kept_grid(source, geometry.patch, geometry.max_tokens)
+        cells = _kept_cells(geometry, source)
         _check_tile(geometry, source, cells)
         canvas = resized = (cells[0] * geometry.patch, cells[1] * geometry.patch)
         grid = geometry.grid or cells
@@ -227,6 +229,13 @@ def _centred(resized: int, canvas: int, rounding: Rounding) -> int:
     if rounding == "transformers":
         return excess // 2
     return round(excess / 2.0) if excess > 0 else -(-excess // 2)
+
+
+def _kept_cells(geometry: Geometry, source: Size) -> Size:
+    unit = geometry.multiple or geometry.patch
+    side = unit // geometry.patch  # in cells
+    rows, columns = _kept_grid(source, unit, max(1, geometry.max_tokens // side**2))
+    return rows * side, columns * side
 
 
 def _kept_grid(source: Size, patch: int, max_tokens: int) -> Size:

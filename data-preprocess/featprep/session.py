@@ -51,6 +51,7 @@ class Session:
             self.exact,
             self.precision.compute,
             on_halved,
+            self.resolved.masked_pool,
         )
 
 

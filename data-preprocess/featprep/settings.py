@@ -129,6 +129,13 @@ def _sides(raw: str) -> tuple[int, int] | None:
     return int(sides[0]), int(sides[-1])
 
 
+def _parse_layers(name: str, raw: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in raw.strip("()[] ").split(",")]
+    if not all(re.fullmatch(r"-?[0-9]{1,4}", part) for part in parts):
+        refuse(name, raw, _LAYERS, "-1 or --layer -1,5,0")
+    return tuple(map(int, parts))
+
+
 def _parse_shard(name: str, raw: str) -> tuple[int, int]:
     found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", raw.strip())
     if not found or not 1 <= int(found[1]) <= int(found[2]):
@@ -152,6 +159,13 @@ def size() -> Kind:
 
 def cells() -> Kind:
     return Kind("one number of cells, or `H,W`", _parse_cells)
+
+
+_LAYERS = "one number or several, from 0 up, or from the end as -1"
+
+
+def layers() -> Kind:
+    return Kind(_LAYERS, _parse_layers)
 
 
 def shard() -> Kind:
