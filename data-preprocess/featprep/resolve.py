@@ -34,7 +34,11 @@ class Grid(Protocol):
 
 def by_patch(spec: EncoderSpec) -> Grid:
     """What the grid will be by the stride of its cells, while there is no model to ask."""
-    return partial(predict_grid, spec)
+
+    def grid(height: int, width: int, layer: int = -1) -> tuple[int, int]:
+        return predict_grid(spec, height, width, layer)
+
+    return grid
 
 
 @dataclass(frozen=True, slots=True)
