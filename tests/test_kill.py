@@ -16,6 +16,7 @@ HARNESS = Path(__file__).parent / "kill_harness.py"
     ("flags", "earlier", "least"),
     [
         ("--save_meta", "", 40),
+        ("--model=clip:tiny,hf:tiny --every=2", "", 40),
         ("--layer=-1,1,0 --prefix --pooled --masked_pool", "", 70),
         (
             "--overwrite --background=white",
@@ -23,12 +24,18 @@ HARNESS = Path(__file__).parent / "kill_harness.py"
             60,
         ),
     ],
-    ids=["a first run", "of several layers", "while --overwrite replaces another setting"],
+    ids=[
+        "a first run",
+        "of two encoders",
+        "of several layers",
+        "while --overwrite replaces another setting",
+    ],
 )
 def test_a_run_killed_at_any_step_resumes_to_the_same_bytes(
     tmp_path: Path, flags: str, earlier: str, least: int
 ) -> None:
-    words = [str(tmp_path), f"--flags={flags}", f"--earlier={earlier}"]
+    flags, _, every = flags.partition(" --every=")
+    words = [str(tmp_path), f"--flags={flags}", f"--earlier={earlier}", f"--every={every or 1}"]
     done = subprocess.run(
         [sys.executable, HARNESS, *words], capture_output=True, text=True, timeout=300
     )
