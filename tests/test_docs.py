@@ -13,6 +13,7 @@ import yaml
 from featprep import encoders
 from featprep.cli import COMMANDS, main
 from featprep.commands import fetch
+from featprep.commands.certify import certify_parser
 from featprep.commands.encode import SCRIPTS
 from featprep.commands.flags import encode_parser, read_config
 from featprep.config import markdown_table, read_yaml
@@ -67,7 +68,8 @@ def test_every_script_and_file_a_document_names_is_there(document: str) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_flag_a_document_names_is_one(document: str) -> None:
     flags = set(encode_parser("x", "x")._option_string_actions)
-    others = {"--out", "--index-url", "--extra-index-url", "--to"}
+    flags |= set(certify_parser()._option_string_actions)
+    others = {"--out", "--index-url", "--extra-index-url", "--to", "--local-dir"}
     named = set(re.findall(r"(?<![\w-])--[a-z_]+[\w-]*", (ROOT / document).read_text()))
     assert {flag for flag in named if flag not in flags | others} == set()
 

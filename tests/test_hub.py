@@ -202,7 +202,7 @@ def test_offline_closes_downloads_and_says_which_files_to_put_where(
     hub: tuple[str, list[str]], folder: Path, tmp_path: Path
 ) -> None:
     assert ask(tmp_path, "facebook/dinov2-base", HF_HUB_OFFLINE="1") == [
-        f"hf:facebook/dinov2-base: {tmp_path} lacks {FILES} of facebook/dinov2-base and "
+        f"hf:facebook/dinov2-base: {tmp_path} holds nothing of facebook/dinov2-base and "
         f"HF_HUB_OFFLINE closes downloads; unset it, or {way_out('facebook/dinov2-base')}"
     ]
     (folder / "model.safetensors").rename(folder / "elsewhere")

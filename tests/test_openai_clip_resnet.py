@@ -15,11 +15,13 @@ import torch
 from featprep import certify
 from featprep.encoders import load_encoder
 from featprep.encoders.base import LoadOptions, ModelName, Want
+from featprep.encoders.openai_clip import import_clip
 from featprep.encoders.openai_clip_cards import KNOWN, RESNET_BLOCKS, make_resnet_spec
 from featprep.encoders.openclip_cards import KNOWN as OPEN_CLIP
 from featprep.encoders.openclip_cards import WEIGHTS, architectures, card_of
 from featprep.encoders.tiny import write_openclip, write_resnet
 from featprep.errors import UsageError, WeightsError
+from featprep.references.base import transformers_positions
 from open_clip_towers import card
 from safetensors.torch import save_file
 from test_weights import archive
@@ -41,7 +43,7 @@ def encoder(file: Path) -> Any:
 def clip_load(file: Path) -> Any:
     with warnings.catch_warnings():  # of torch.jit, which clip.load tries first
         warnings.simplefilter("ignore")
-        return certify.import_clip().load(str(file), device="cpu")[0]
+        return import_clip().load(str(file), device="cpu")[0]
 
 
 def load(path: Path, family: str = "clip", **options: Any) -> Any:
@@ -135,11 +137,11 @@ def test_one_weight_set_gives_one_map_through_clip_and_through_open_clip(
     save_file(visual, folder / WEIGHTS[0])
     theirs = load(folder, "openclip")
     for size in ((96, 96), (64, 160)):
-        for want in (Want(), PROJECTED):
-            ours = encoder.encode(images(2, *size), want).map
-            np.testing.assert_allclose(
-                ours, theirs.encode(images(2, *size), want).map, rtol=0, atol=2e-5
-            )
+        for want in (PATCH, PROJECTED, Want(pooled=True), Want(layers=(1,))):
+            one, other = (each.encode(images(2, *size), want) for each in (encoder, theirs))
+            np.testing.assert_allclose(one.map, other.map, rtol=0, atol=2e-5)
+            if want.pooled:
+                np.testing.assert_allclose(one.pooled, other.pooled, rtol=0, atol=2e-5)
     assert card_of(ModelName("openclip", "RN50/openai")).is_resnet
 
 
@@ -213,8 +215,8 @@ def test_pooled_is_what_encode_image_gives_and_goes_on_to_other_sizes(
     pixels = images(2, *size)
     ours = torch.from_numpy(encoder.encode(pixels, Want(pooled=True)).pooled)
     own = torch.load(file, weights_only=True)["visual.attnpool.positional_embedding"]
-    case = certify.Case(*size, 2)
-    positions = certify._transformers_positions(own, 96, 32, case)
+    grid = (size[0] // 32, size[1] // 32)
+    positions = transformers_positions(own, (3, 3), grid, prefix=1)
     expected = attention_pooling(cells_of(encoder, pixels), positions, file)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
     if size == (96, 96):

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import FakeEncoder, fake_session, mean_colours
-from featprep import api, encode
+from fakes import DEEP, FakeEncoder, fake_session, mean_colours
+from featprep import api, encode, encoders
 from featprep.cli import main
+from featprep.config import EncodeConfig
+from featprep.encoders.base import LoadOptions, Stage, Want
 from featprep.encoders.regridding import resample
+from featprep.encoders.tiling import TiledEncoder, Tiling
+from featprep.session import open_session
 from PIL import Image
 from test_encode_run import Bench
 
@@ -160,3 +164,54 @@ def test_featprep_encode_takes_tiles_and_grids(monkeypatch: pytest.MonkeyPatch) 
     assert maps.masks is not None
     assert maps.masks.shape == (1, 7, 9)
     assert set(encoder.calls) == {(4, 3, 32, 32)}
+
+
+def test_a_session_wraps_its_encoder_and_the_twin_that_encodes_again() -> None:
+    config = EncodeConfig(
+        input="i", output="o", model="clip:tiny", precision="bf16", size=(224, 448),
+        tile=(112, 112), grid=(5, 6), device="cpu",
+    )  # fmt: skip
+    session = open_session(config, encoders.resolve("clip:tiny", "any"))
+    pixels = np.random.default_rng(0).integers(1, 256, (2, 3, 224, 448), dtype=np.uint8)
+    for encoder in (session.encoder, session.exact()):
+        assert encoder.grid(224, 448) == (5, 6)
+        assert encoder.tokens(224, 448) == (3 * 5 * 65, 64)
+    plain = encoders.load_encoder(encoders.resolve("clip:tiny", "any"), LoadOptions())
+    tiling = Tiling((112, 112), (84, 84))
+    expected = resample(TiledEncoder(plain, tiling).encode(pixels, Want()).map, (5, 6))
+    assert np.array_equal(session.exact().encode(pixels, Want()).map, expected)
+    assert not np.array_equal(session.encoder.encode(pixels, Want()).map, expected)
+
+
+def test_stages_of_a_cnn_and_the_mean_over_the_mask_come_behind_windows_and_on_one_grid(
+    bench: Bench,
+) -> None:
+    stages = (Stage(8, 3), Stage(16, 3))
+    bench.encoder = FakeEncoder(spec=replace(DEEP, depth=2, patch=16, stages=stages))
+    pixels = _noise(bench, "a.png", 64, 96)
+    flags = ["--resize", "keep", "--tile", "native", "--overlap", "16", "--layer", "0,1"]
+    fine, coarse = mean_colours(pixels[None]), mean_colours(pixels[None], 16)
+
+    assert bench.run(*flags) == 2
+    assert "the layers of fake:deep have grids that differ" in bench.said
+    assert bench.run(*flags, "--grid", "3,5", "--masked_pool") == 0
+    on_grid = [resample(maps, (3, 5))[0] for maps in (fine, coarse)]
+    assert np.array_equal(bench.load("a.npy"), on_grid[0])
+    assert np.array_equal(bench.load("a@1.npy"), on_grid[1])
+    with np.load(bench.output / "a_vec.npz") as vectors:
+        np.testing.assert_allclose(vectors["masked"], on_grid[0].mean(axis=(1, 2)), rtol=1e-5)
+        np.testing.assert_allclose(vectors["masked@1"], on_grid[1].mean(axis=(1, 2)), rtol=1e-5)
+
+    assert bench.run(*flags[:-1], "0", "--overwrite") == 0
+    assert np.array_equal(bench.load("a.npy"), fine[0])
+
+
+@pytest.mark.parametrize("part", ["prefix", "pooled"])
+def test_vectors_of_a_whole_image_are_refused_with_tiles(bench: Bench, part: str) -> None:
+    bench.encoder = FakeEncoder(spec=DEEP)
+    _noise(bench, "a.png", 64, 96)
+    assert bench.run("--size", "64", "--tile", "native", f"--{part}") == 2
+    assert bench.said == (
+        f"featprep: --{part} with --tile: each window has its own and the image has none; drop one "
+        "of them, or use --masked_pool\n"
+    )

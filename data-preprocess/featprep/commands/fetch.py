@@ -63,14 +63,19 @@ def _fetch(name: ModelName | None, to: Path | None) -> bool:
     except WeightsError as error:
         print(f"featprep: {printable(str(error))}", file=sys.stderr)
         return False
-    _tell(name, found, to, is_new=before is None and found.origin.startswith("downloaded"))
+    _tell(name, found, to, is_new=before is None)
     return True
 
 
 def _tell(name: ModelName, found: Found, to: Path | None, *, is_new: bool) -> None:
     size = size_text(sum(file.stat().st_size for file in found.files))
     count = f" in {len(found.files)} files" if len(found.files) > 1 else ""
-    origin = found.origin if is_new else f"already there ({found.origin})"
+    if is_new and found.origin.startswith("downloaded"):
+        origin = found.origin
+    elif is_new and to is not None:
+        origin = f"copied from the {found.origin}"
+    else:
+        origin = "already there" + (f" ({found.origin})" if to is None else "")
     print(f"{name}  {size}{count}, {origin}")
     print(f"  lies in  {printable(str(found.path))}")
     typed = str(name) if to is None else f"{name}={found.path}"

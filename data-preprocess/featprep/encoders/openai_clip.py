@@ -86,7 +86,7 @@ def _build(tensors: Mapping[str, Tensor], name: ModelName, path: Path) -> Any:
         with torch.device("meta"):
             model = model_room.build_model({key: item.to("meta") for key, item in kept.items()})
         model.float().load_state_dict(
-            {key: _exact(item) for key, item in kept.items()}, strict=True, assign=True
+            {key: item.float() for key, item in kept.items()}, strict=True, assign=True
         )
     # load_state_dict's: lacking, unexpected and misshapen tensors; build_model's: no square of
     # positions, no such stage
@@ -95,10 +95,6 @@ def _build(tensors: Mapping[str, Tensor], name: ModelName, path: Path) -> Any:
             f"{name}: {path} does not fit clip, get a whole copy: {weights.one_line(error)}"
         ) from error
     return model.visual
-
-
-def _exact(item: Tensor) -> Tensor:
-    return item.float() if item.is_floating_point() else item  # BatchNorm's counter is an integer
 
 
 class OpenAIClipEncoder(BlockEncoder):

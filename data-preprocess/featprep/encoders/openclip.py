@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from featprep.encoders import digests, hub, wants, weights
 from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName, Want
+from featprep.encoders.openclip_base import Tower
 from featprep.encoders.openclip_cards import (
     CONFIG,
     HUB,
@@ -27,7 +28,7 @@ from featprep.encoders.openclip_cards import (
     shape_of,
     tags,
 )
-from featprep.encoders.openclip_towers import Tower, make_tower
+from featprep.encoders.openclip_towers import make_tower
 from featprep.encoders.torch_encoder import Taken, TorchEncoder, place
 from featprep.encoders.weights import Found, local_file
 from featprep.errors import UsageError, WeightsError
@@ -217,7 +218,6 @@ class OpenClipEncoder(TorchEncoder):
         self, spec: EncoderSpec, tower: Tower, options: LoadOptions, digest: str, found: Found
     ) -> None:
         super().__init__(spec, tower.visual, options, digest, found)
-        self.prefix = tower.prefix
         self.tower = tower
         _cast(tower.visual, self._compute)
         self.visual: Any = place(tower.visual, spec, options.device)
@@ -230,14 +230,18 @@ class OpenClipEncoder(TorchEncoder):
             raise UsageError(
                 f"--size {height},{width}: {self.spec.name} takes {own} only; drop --size"
             )
-        return self.tower.cells(height, width)
+        return self.tower.cells(height, width, layer)
 
     def _take(self, pixels: Tensor, want: Want) -> Taken:
-        if want.feature == "projected":
-            cells = self.tower.project(self.tower.tokens(pixels, norm=True))
-        else:
-            cells = self.tower.tokens(pixels, norm=self.spec.final_norm)
-        return Taken({self.spec.depth - 1: cells})
+        raw, pooled = self.tower.take(pixels, want)
+        layers = {layer: self._finish(raw[layer], want, layer) for layer in want.layers}
+        return Taken(layers, pooled if want.pooled else None)
+
+    def _finish(self, output: Any, want: Want, layer: int) -> Tensor:
+        tokens = self.tower.tokens_of(output)
+        if want.feature != "patch":
+            return self.tower.project(tokens)
+        return self.tower.norm(tokens) if wants.is_normed(self.spec, want, layer) else tokens
 
 
 def _cast(visual: Any, dtype: Any) -> None:

@@ -43,11 +43,6 @@ TINY = {
         name="openclip:tiny",
         family="openclip",
         pos_embeds=("transformers", "hub"),
-        pooled=False,
-        has_layers=False,
-        norms=("auto",),
-        has_value=False,
-        has_facets=False,
         meaningless=True,
     ),
 }
