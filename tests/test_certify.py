@@ -17,7 +17,15 @@ from featprep import certify, cli, published
 from featprep.certify import Case, Verdict
 from featprep.certify_cases import default_cases, generate_images
 from featprep.commands import certify as command
-from featprep.encoders import FAMILIES, describe, huggingface, list_encoders, openai_clip, taps
+from featprep.encoders import (
+    FAMILIES,
+    clip_positions,
+    describe,
+    huggingface,
+    list_encoders,
+    openai_clip,
+    taps,
+)
 from featprep.encoders.base import ModelName, Want
 from featprep.encoders.hf_config import MODEL_TYPES
 from featprep.encoders.hf_known import kind_of
@@ -185,9 +193,9 @@ def forget_the_norm(patch: pytest.MonkeyPatch) -> None:
 
 
 def shift_positions(patch: pytest.MonkeyPatch) -> None:
-    resample = openai_clip.resample_positions
-    shift: Callable[..., Any] = lambda table, grid: resample(table, grid) * 1.001  # noqa: E731
-    patch.setattr(openai_clip, "resample_positions", shift)
+    at = clip_positions.Positions.at
+    shift: Callable[..., Any] = lambda self, *asked: at(self, *asked) * 1.001  # noqa: E731
+    patch.setattr(clip_positions.Positions, "at", shift)
 
 
 def take_the_block_before(patch: pytest.MonkeyPatch) -> None:

@@ -255,3 +255,6 @@ def _cast(visual: Any, dtype: Any) -> None:
         visual.to(dtype)
     else:
         import_open_clip().convert_weights_to_lp(visual, dtype)
+        for module in visual.modules():
+            if type(module).__name__ == "AttentionalPooler":  # CoCa's: it forgets their queries
+                module.query.data = module.query.data.to(dtype)
