@@ -65,6 +65,11 @@ def load(name: ModelName, options: LoadOptions) -> OpenClipEncoder:
     card = card_of(name, found.path if _is_folder(name) else None)
     quick_gelu = _activation(name, card, options.quick_gelu)
     (path,) = found.weights
+    if path.suffix in (".npz", ".npy"):  # no tag's file is one
+        raise WeightsError(
+            f"{name}: {path} is a checkpoint of big_vision, which is not read; allowed is what "
+            f"open_clip makes of it, such as {WEIGHTS[0]} of the tag's repository"
+        )
     published = {
         row["url"].split("/")[-2]
         for by_tag in tags().values()
