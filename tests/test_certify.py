@@ -342,9 +342,11 @@ def test_overhead_is_measured_in_pairs_against_a_module_that_runs(
 ) -> None:
     name = ModelName(family, "tiny", str(write_tiny(family, tmp_path)))
     found = measure_overhead(name, compute, batch=1, rounds=3)
-    assert len(found.added) == len(found.ours) == len(found.bare) == 3
-    assert min(*found.ours, *found.bare) > 0
-    assert found.added[0] == found.ours[0] / found.bare[0] - 1
+    assert min(*found.ours.wall, *found.bare.wall, *found.ours.cpu, *found.bare.cpu) > 0
+    assert found.added == [
+        ours / bare - 1 for ours, bare in zip(found.ours.wall, found.bare.wall, strict=True)
+    ]
+    assert len(found.added) == len(found.added_cpu) == 3
     reference = open_reference(name)
     pixels = normalised(generate_images(1, *found.size), reference.mean, reference.std)
     with torch.inference_mode():

@@ -151,12 +151,16 @@ def _as_json(done: Certificate) -> dict[str, Any]:
 
 
 def print_overhead(name: str, found: Overhead) -> None:
-    added = [100 * share for share in found.added]
-    ours, bare = (1000 * median(seconds) for seconds in (found.ours, found.bare))
+    ours, bare = (1000 * median(times.wall) for times in (found.ours, found.bare))
     size = "×".join(map(str, (found.batch, *found.size)))
     print(
-        f"{name} {found.compute} {size}: upstream {bare:.0f} ms, ours {ours:.0f} ms, added "
-        f"{100 * found.median:+.1f} % (median of {len(added)}, {min(added):+.1f} to "
-        f"{max(added):+.1f})",
+        f"{name} {found.compute} {size}: upstream {bare:.0f} ms, ours {ours:.0f} ms\n"
+        f"  added, median of {len(found.added)} pairs: {_spread(found.added)}, of processor time "
+        f"{_spread(found.added_cpu)}",
         flush=True,
     )
+
+
+def _spread(shares: Sequence[float]) -> str:
+    low, high = (100 * side(shares) for side in (min, max))
+    return f"{100 * median(shares):+.1f} % ({low:+.1f} to {high:+.1f})"

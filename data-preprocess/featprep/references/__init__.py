@@ -18,7 +18,7 @@ REFERENCES = {
 }
 # One model of every architecture that a family has, of those that are not large.
 EXAMPLES = {
-    "clip": ("ViT-B/32",),
+    "clip": ("ViT-B/32", "RN50"),
     "hf": (
         "facebook/dinov2-base",
         "facebook/dinov2-with-registers-base",
@@ -29,6 +29,7 @@ EXAMPLES = {
         "BAAI/AltCLIP",
         "google/siglip-base-patch16-224",
         "google/siglip2-base-patch32-256",
+        "google/siglip2-base-patch16-naflex",
         "Salesforce/blip-itm-base-coco",
         "Salesforce/blip-image-captioning-base",
         "google/vit-base-patch16-224-in21k",
