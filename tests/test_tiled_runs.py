@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import FakeEncoder, fake_session, mean_colours
+from fakes import DEEP, FakeEncoder, fake_session, mean_colours
 from featprep import api, encode, encoders
 from featprep.cli import main
 from featprep.config import EncodeConfig
-from featprep.encoders.base import LoadOptions, Want
+from featprep.encoders.base import LoadOptions, Stage, Want
 from featprep.encoders.regridding import resample
 from featprep.encoders.tiling import TiledEncoder, Tiling
 from featprep.session import open_session
@@ -181,3 +181,37 @@ def test_a_session_wraps_its_encoder_and_the_twin_that_encodes_again() -> None:
     expected = resample(TiledEncoder(plain, tiling).encode(pixels, Want()).map, (5, 6))
     assert np.array_equal(session.exact().encode(pixels, Want()).map, expected)
     assert not np.array_equal(session.encoder.encode(pixels, Want()).map, expected)
+
+
+def test_stages_of_a_cnn_and_the_mean_over_the_mask_come_behind_windows_and_on_one_grid(
+    bench: Bench,
+) -> None:
+    stages = (Stage(8, 3), Stage(16, 3))
+    bench.encoder = FakeEncoder(spec=replace(DEEP, depth=2, patch=16, stages=stages))
+    pixels = _noise(bench, "a.png", 64, 96)
+    flags = ["--resize", "keep", "--tile", "native", "--overlap", "16", "--layer", "0,1"]
+    fine, coarse = mean_colours(pixels[None]), mean_colours(pixels[None], 16)
+
+    assert bench.run(*flags) == 2
+    assert "the layers of fake:deep have grids that differ" in bench.said
+    assert bench.run(*flags, "--grid", "3,5", "--masked_pool") == 0
+    on_grid = [resample(maps, (3, 5))[0] for maps in (fine, coarse)]
+    assert np.array_equal(bench.load("a.npy"), on_grid[0])
+    assert np.array_equal(bench.load("a@1.npy"), on_grid[1])
+    with np.load(bench.output / "a_vec.npz") as vectors:
+        np.testing.assert_allclose(vectors["masked"], on_grid[0].mean(axis=(1, 2)), rtol=1e-5)
+        np.testing.assert_allclose(vectors["masked@1"], on_grid[1].mean(axis=(1, 2)), rtol=1e-5)
+
+    assert bench.run(*flags[:-1], "0", "--overwrite") == 0
+    assert np.array_equal(bench.load("a.npy"), fine[0])
+
+
+@pytest.mark.parametrize("part", ["prefix", "pooled"])
+def test_vectors_of_a_whole_image_are_refused_with_tiles(bench: Bench, part: str) -> None:
+    bench.encoder = FakeEncoder(spec=DEEP)
+    _noise(bench, "a.png", 64, 96)
+    assert bench.run("--size", "64", "--tile", "native", f"--{part}") == 2
+    assert bench.said == (
+        f"featprep: --{part} with --tile: each window has its own and the image has none; drop one "
+        "of them, or use --masked_pool\n"
+    )

@@ -325,14 +325,18 @@ def test_a_tile_that_cannot_be_is_refused(
     assert str(refusal.value) == message
 
 
-def test_a_native_size_whose_last_cells_jut_out_is_no_tile() -> None:
-    spec = replace(SPEC, patch=32, native_size=(240, 240))  # as EfficientNet-B1: 8 x 8 cells
+@pytest.mark.parametrize("rounds_up", [True, False])
+def test_a_native_size_that_the_cells_of_a_cnn_do_not_fill_is_no_tile(rounds_up: bool) -> None:
+    # as EfficientNet-B1: 8 x 8 cells of 32 jut out; or 7 x 7, and more than 28 x 28 of 8
+    stages = (Stage(8, 3), Stage(32, 3))
+    spec = replace(SPEC, patch=32, native_size=(240, 240), depth=2, stages=stages)
+    up = 31 * rounds_up
 
     with pytest.raises(UsageError) as refusal:
-        plan(spec, lambda height, width: (-(-height // 32), -(-width // 32)), "native", None)
+        plan(spec, lambda height, width: ((height + up) // 32,) * 2, "native", None)
     assert str(refusal.value) == (
-        "--tile 240: fake:mean makes 8×8 cells of 32 there, which jut out; allowed are multiples "
-        "of 32, for example --tile 256"
+        "--tile 240: the cells of fake:mean, 32 wide, do not end where it ends; allowed are "
+        "multiples of 32, for example --tile 256"
     )
 
 

@@ -45,11 +45,13 @@ def plan(spec: EncoderSpec, grid: Grid, tile: Size | str, overlap: int | None) -
     """
     size = checked(spec, "tile", tile)
     cells = size[0] // spec.patch, size[1] // spec.patch
-    if grid(*size) != cells:  # a border cell that juts out of its window has no neighbour to join
+    is_whole = not any(side % spec.patch for side in size)
+    # Cells that jut out of a window, or earlier stages' beyond its last, have nothing to join.
+    if grid(*size) != cells or (spec.stages and not is_whole):
         raise UsageError(
-            f"--tile {typed(size)}: {spec.name} makes {'×'.join(map(str, grid(*size)))} cells of "
-            f"{spec.patch} there, which jut out; allowed are multiples of {spec.patch}, for "
-            f"example --tile {typed(tuple((n + 1) * spec.patch for n in cells))}"
+            f"--tile {typed(size)}: the cells of {spec.name}, {spec.patch} wide, do not end where "
+            f"it ends; allowed are multiples of {spec.patch}, for example --tile "
+            f"{typed(tuple((n + 1) * spec.patch for n in cells))}"
         )
     if overlap is not None and overlap >= min(size):
         raise UsageError(
