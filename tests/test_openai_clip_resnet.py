@@ -18,7 +18,8 @@ from featprep.encoders.base import LoadOptions, ModelName, Want
 from featprep.encoders.openai_clip import import_clip
 from featprep.encoders.openai_clip_cards import KNOWN, RESNET_BLOCKS, make_resnet_spec
 from featprep.encoders.openclip_cards import KNOWN as OPEN_CLIP
-from featprep.encoders.openclip_cards import WEIGHTS, architectures, card_of
+from featprep.encoders.openclip_cards import WEIGHTS, card_of
+from featprep.encoders.openclip_files import architectures
 from featprep.encoders.tiny import write_openclip, write_resnet
 from featprep.errors import UsageError, WeightsError
 from featprep.references.base import transformers_positions

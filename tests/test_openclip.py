@@ -27,8 +27,8 @@ from featprep.encoders.openclip_cards import (
     card_of,
     make_spec,
     shape_of,
-    tags,
 )
+from featprep.encoders.openclip_files import tags
 from featprep.encoders.openclip_towers import make_tower, module_shape
 from featprep.encoders.taps import has_attention
 from featprep.encoders.tiny import TINY, write_openclip, write_random, write_tiny

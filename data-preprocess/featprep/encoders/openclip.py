@@ -26,8 +26,8 @@ from featprep.encoders.openclip_cards import (
     card_of,
     make_spec,
     shape_of,
-    tags,
 )
+from featprep.encoders.openclip_files import tags
 from featprep.encoders.openclip_towers import make_tower
 from featprep.encoders.torch_encoder import Taken, TorchEncoder, place
 from featprep.encoders.weights import Found, local_file

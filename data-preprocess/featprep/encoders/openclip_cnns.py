@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from featprep.encoders.base import Want
 from featprep.encoders.clip_positions import Positions
 from featprep.encoders.openclip_base import Tower, through_head
-from featprep.encoders.openclip_cards import Shape
+from featprep.encoders.openclip_shapes import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
