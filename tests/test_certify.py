@@ -17,7 +17,14 @@ from featprep import certify, cli, published
 from featprep.certify import Case, Verdict
 from featprep.certify_cases import default_cases, generate_images
 from featprep.commands import certify as command
-from featprep.encoders import FAMILIES, describe, huggingface, list_encoders, openai_clip, taps
+from featprep.encoders import (
+    FAMILIES,
+    describe,
+    huggingface,
+    list_encoders,
+    openai_clip,
+    taps,
+)
 from featprep.encoders.base import ModelName, Want
 from featprep.encoders.hf_config import MODEL_TYPES
 from featprep.encoders.hf_known import kind_of

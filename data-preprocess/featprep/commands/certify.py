@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from featprep.commands import certify_table as table
 from featprep.commands.certify_table import Certificate
 from featprep.commands.flags import Parser
-from featprep.encoders import FAMILIES, list_encoders, resolve
+from featprep.encoders import FAMILIES, describe, list_encoders, resolve
 from featprep.encoders.base import ModelName
 from featprep.errors import FeatprepError, InputError, UsageError
 from featprep.naming import printable
@@ -134,12 +134,12 @@ def _architecture(name: str) -> str:
 def _certify(name: ModelName, flags: argparse.Namespace) -> Iterator[Certificate]:
     """One comparison after the other; what was written for it is gone when it is done."""
     from featprep import certify
-    from featprep.references.conversions import CONVERSIONS
+    from featprep.references.conversions import families_of
 
     with _weights(name, flags.random, flags.layers) as local:
         yield _tried(name.typed, lambda: certify.certify(local))
         if flags.across and name.family == "clip":
-            for family in CONVERSIONS:
+            for family in families_of(describe(name)):
                 yield _tried(
                     f"{name.typed} as {family}:",
                     lambda family=family: certify.certify_conversion(local, family),  # type: ignore[misc]
