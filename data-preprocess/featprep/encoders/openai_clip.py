@@ -51,6 +51,7 @@ def make_spec(
         projected_dim=projected,
         text=True,
         pooled=True,
+        pooler=True,
         final_norm=False,
         has_layers=True,
         norms=("auto", "final", "none"),
@@ -179,12 +180,18 @@ class OpenAIClipEncoder(BlockEncoder):
         blocks: Sequence[nn.Module] = self.visual.transformer.resblocks
         return blocks
 
-    def _run(self, pixels: Tensor) -> Tensor:
+    def _run(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(the image embedding, CLS after the last norm, which it is the projection of)."""
         from torch.func import functional_call
 
         positions = {"positional_embedding": self._positions_at(self.grid(*pixels.shape[-2:]))}
-        image: Tensor = functional_call(self.visual, positions, (pixels,))
-        return image
+        normed: list[Tensor] = []
+        handle = self.visual.ln_post.register_forward_hook(lambda _m, _i, out: normed.append(out))
+        try:
+            image: Tensor = functional_call(self.visual, positions, (pixels,))
+        finally:
+            handle.remove()
+        return image, normed[0]
 
     def _tokens_of(self, output: Tensor) -> Tensor:
         return output.transpose(0, 1)  # clip's blocks work on (tokens, B, C)
@@ -197,8 +204,11 @@ class OpenAIClipEncoder(BlockEncoder):
         projected: Tensor = tokens @ self.visual.proj
         return projected
 
-    def _pool(self, result: Tensor) -> Tensor:
-        return result
+    def _pool(self, result: tuple[Tensor, Tensor]) -> Tensor:
+        return result[0]
+
+    def _pool_before_projection(self, result: tuple[Tensor, Tensor]) -> Tensor:
+        return result[1]
 
     def _positions_at(self, grid: tuple[int, int]) -> Tensor:
         if grid not in self._positions:

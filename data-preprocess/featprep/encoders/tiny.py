@@ -42,6 +42,7 @@ TINY = {
         family="openclip",
         pos_embeds=("transformers", "hub"),
         pooled=False,
+        pooler=False,
         has_layers=False,
         norms=("auto",),
         has_value=False,
