@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+import featprep
 import pytest
 import yaml
 from featprep import encoders
@@ -13,6 +14,7 @@ from featprep.cli import COMMANDS
 from featprep.commands.encode import SCRIPTS
 from featprep.commands.flags import encode_parser, read_config
 from featprep.config import markdown_table, read_yaml
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "README.zh-CN.md"]
@@ -137,3 +139,21 @@ def test_the_readme_is_for_a_newcomer() -> None:
 def test_every_command_there_is_stands_in_a_document() -> None:
     text = "".join((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
     assert [name for name in COMMANDS if f"featprep {name}" not in text] == []
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/feature_extraction.md"])
+def test_python_that_calls_the_pipeline_runs_as_it_stands(
+    document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one name space, as a reader would type it."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+    Image.new("RGB", (40, 30), (90, 60, 30)).save(tmp_path / "cat.png")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"featprep": featprep}
+    code = [block for block in blocks if "featprep.pipeline" in block]
+    assert code
+    for block in code:
+        exec(block, names)
+    promised = re.search(r"\((1, 257, 64)\)", "".join(code))
+    assert promised is not None
+    assert names["tokens"].shape == (1, 257, 64)  # type: ignore[attr-defined]
