@@ -154,6 +154,4 @@ def test_python_that_calls_the_pipeline_runs_as_it_stands(
     assert code
     for block in code:
         exec(block, names)
-    promised = re.search(r"\((1, 257, 64)\)", "".join(code))
-    assert promised is not None
     assert names["tokens"].shape == (1, 257, 64)  # type: ignore[attr-defined]

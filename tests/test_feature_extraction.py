@@ -20,6 +20,7 @@ import pytest
 import torch
 import transformers
 from fakes import SPEC, FakeEncoder, fake_session, mean_colours
+from featprep import images
 from featprep.encoders import describe, hf_known
 from featprep.encoders.huggingface import quiet_transformers
 from featprep.encoders.tiny import write_folder, write_tiny
@@ -426,6 +427,15 @@ def test_half_precision_is_of_the_result_too(
     )
 
 
+def test_values_that_had_to_be_guessed_at_are_told_once_a_call(means: Any) -> None:
+    normalised = torch.linspace(-2, 2, 3 * 32 * 32).reshape(3, 32, 32)
+    with pytest.warns(UserWarning, match="float") as said:
+        means([normalised] * 6)
+    assert [str(one.message) for one in said] == [
+        "image 0 (a tensor of shape (3, 32, 32)): float values -2 to 2 stretched to black and white"
+    ]
+
+
 # --- failures
 
 
@@ -456,7 +466,9 @@ def test_a_stream_gives_what_stands_before_the_image_that_fails(means: Any) -> N
         ({"batch_size": 0}, "batch_size=0: allowed is a whole number from 1 up"),
         ({"batch_size": True}, "batch_size=True: allowed is a whole number from 1 up"),
         ({"return_tensors": "tf"}, "return_tensors='tf': allowed is 'np', 'pt' or 'list'."),
-        ({"timeout": 0}, "timeout=0: allowed is a number of seconds above 0"),
+        ({"timeout": 0}, "timeout=0: allowed is a number of seconds, up to 86400"),
+        ({"timeout": "5"}, "timeout='5': allowed is a number of seconds, up to 86400"),
+        ({"batch_size": "8"}, "batch_size='8': allowed is a whole number from 1 up"),
     ],
 )
 def test_a_bad_setting_is_refused_before_a_stream_is_touched(
@@ -503,6 +515,29 @@ def test_two_calls_at_once_take_turns_on_the_device(means: Any, fake: FakeEncode
     for thread in threads:
         thread.join()
     assert found == {start: [start + value for value in range(12)] for start in (0, 100)}
+    assert most == [1]
+
+
+def test_one_picture_given_twice_is_read_once_at_a_time(
+    means: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A PIL image reads its file when it is first used, from whatever thread."""
+    inside, most = [0], [0]
+    picture_of = images.picture_of
+
+    def watched(image: Any) -> Any:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.005)
+        try:
+            return picture_of(image)
+        finally:
+            inside[0] -= 1
+
+    monkeypatch.setattr(images, "picture_of", watched)
+    grey(5).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as lazy:
+        assert values(means([lazy] * 8)) == [5] * 8
     assert most == [1]
 
 

@@ -67,8 +67,7 @@ class FeatureExtraction:
         """
         way, convert = _way(self.spec, pool), _converter(return_tensors)
         limits = _limits(timeout)
-        if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
-            raise UsageError(f"batch_size={batch_size!r}: allowed is a whole number from 1 up")
+        _check_batch_size(batch_size)
         shape = inputs.shape_of(images)
         given = iter([images]) if shape == "one" else inputs.each(images)
         rows = self._encoder.rows(given, way.want, batch_size, limits)
@@ -138,7 +137,7 @@ def _tokens(spec: EncoderSpec, row: FeatureMaps) -> AnyArray:
 
 def _pooled(row: FeatureMaps) -> AnyArray:
     assert row.pooled is not None, "it was asked for"
-    return row.pooled
+    return row.pooled.copy()  # not a view that keeps the batch
 
 
 def _mean(row: FeatureMaps) -> AnyArray:
@@ -147,7 +146,7 @@ def _mean(row: FeatureMaps) -> AnyArray:
 
 
 def _cls(spec: EncoderSpec, row: FeatureMaps) -> AnyArray:
-    return _prefix(spec, row)[:, 0]
+    return _prefix(spec, row)[:, 0].copy()
 
 
 def _prefix(spec: EncoderSpec, row: FeatureMaps) -> AnyArray:
@@ -176,9 +175,16 @@ def _as_tensor(array: AnyArray) -> Any:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
+def _check_batch_size(batch_size: int | None) -> None:
+    if batch_size is None:
+        return
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise UsageError(f"batch_size={batch_size!r}: allowed is a whole number from 1 up")
+
+
 def _limits(timeout: float | None) -> UrlLimits:
     if timeout is None:
         return UrlLimits()
-    if not timeout > 0:
-        raise UsageError(f"timeout={timeout!r}: allowed is a number of seconds above 0")
+    if not isinstance(timeout, int | float) or not 0 < timeout <= 86400:
+        raise UsageError(f"timeout={timeout!r}: allowed is a number of seconds, up to 86400")
     return UrlLimits(timeout_s=timeout)

@@ -7,6 +7,7 @@ what is made of it, is the caller's.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from featprep.tasks import inputs
 from featprep.tasks.urls import UrlLimits
 
 _READERS = 8  # threads that read and decode a batch: most of them wait for the network
+_PICTURE = threading.Lock()  # a PIL image reads its file when first used, and may be given twice
 
 
 class RowEncoder:
@@ -50,9 +52,11 @@ class RowEncoder:
         size = batch_size or self.session.batch_size
         want = replace(want, dtype=self.session.precision.storage)
         batches: _Batches | None = None
+        told = False
         numbered = enumerate(given)
         while window := list(islice(numbered, size)):
             prepared, error = _prepare_all(window, self.session.rules, limits)
+            told = told or _tell(prepared)
             batches = batches or _Batches(self.session, want, len(window), self._lock)
             yield from batches.encode(prepared)
             if error is not None:
@@ -158,12 +162,22 @@ def _prepare(position: int, given: Any, rules: DecodeRules, limits: UrlLimits) -
         pixels = inputs.read(given, limits)
         if isinstance(pixels, bytes):
             return prepare_bytes(pixels, ref, rules)
-        picture = images.picture_of(pixels)
+        with _PICTURE:
+            picture = images.picture_of(pixels)
         return prepare_picture(picture, picture.alpha, ref, rules.geometry, sha256="")
     except ImageError as error:
         raise ImageError(f"{name}: {error}", error.stage) from error
     except MemoryError as error:
         raise ImageError(f"{name}: not enough memory to decode it", "decode") from error
+
+
+def _tell(images: Sequence[Prepared]) -> bool:
+    """Warn of the first image whose values had to be guessed at, as of a tensor that was normalised
+    already: it is stretched to black and white."""
+    noted = next((image for image in images if image.meta["notes"]), None)
+    if noted is not None:
+        warnings.warn(f"{noted.ref.source}: {'; '.join(noted.meta['notes'])}", stacklevel=2)
+    return noted is not None
 
 
 def _row(maps: FeatureMaps, i: int) -> FeatureMaps:
