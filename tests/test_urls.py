@@ -145,6 +145,15 @@ def test_the_time_limit_is_of_the_whole_not_of_each_wait(site: str, path: str) -
     assert time.monotonic() - began < 1
 
 
+def test_what_was_given_up_ends_by_itself(site: str) -> None:
+    before = set(threading.enumerate())
+    refusal(f"{site}/endless", timeout_s=0.2, max_bytes=10**12)
+    waiting = time.monotonic() + 2
+    while left := [t for t in set(threading.enumerate()) - before if t.name == "featprep-fetch"]:
+        assert time.monotonic() < waiting, left
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
