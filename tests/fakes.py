@@ -1,5 +1,4 @@
-"""An encoder whose maps can be computed by hand: the mean colour of each cell, and its first
-column.
+"""An encoder whose output can be computed by hand: the mean colour of each cell.
 
 It stands behind the Encoder protocol, so that end-to-end tests compare values and not counts.
 """
@@ -7,16 +6,17 @@ It stands behind the Encoder protocol, so that end-to-end tests compare values a
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from featprep import encoders
 from featprep.config import EncodeConfig
 from featprep.devices import Precision
-from featprep.encoders import tiny
+from featprep.encoders import tiny, wants
 from featprep.encoders.base import EncoderSpec, ModelName, Recipe, Want
 from featprep.errors import OutOfMemoryError
 from featprep.records import AnyArray, FeatureMaps, UInt8
-from featprep.resolve import resolve
+from featprep.resolve import resolve, wrapped
 from featprep.session import Session
 
 PATCH = 8
@@ -34,26 +34,47 @@ SPEC = EncoderSpec(
 )
 
 
-def mean_colours(pixels: UInt8) -> AnyArray:
+# Four layers, CLS and a register, a pooled vector.
+DEEP = replace(
+    SPEC,
+    name="fake:deep",
+    depth=4,
+    registers=1,
+    pooled=True,
+    has_layers=True,
+    norms=("auto", "final", "none"),
+)
+
+
+def mean_colours(pixels: UInt8, side: int = PATCH) -> AnyArray:
     """(B, 3, H, W) uint8 → (B, 3, H/8, W/8) float32 in [0, 255]."""
     batch, channels, height, width = pixels.shape
-    cells = pixels.reshape(batch, channels, height // PATCH, PATCH, width // PATCH, PATCH)
+    cells = pixels.reshape(batch, channels, height // side, side, width // side, side)
     return cells.astype(np.float64).mean(axis=(3, 5)).astype(np.float32)
 
 
 class FakeEncoder:
-    """`room`: images the device has memory for. `scale`: multiplies the maps. `calls`: batch
-    shapes."""
+    """Layer L is L + 1 times the mean colours, the last one 1 time; a CNN's stages have cells of
+    their own stride. CLS is the image's mean colour, a register 7; the pooled vector its first
+    pixel. `room`: images the device has memory for. `scale`: multiplies all. `calls`: batch shapes.
+    """
 
-    def __init__(self, room: int = 1000, scale: float = 1.0, digest: str = "f" * 64) -> None:
-        self.spec, self.digest, self.origin = SPEC, digest, "made here"
+    def __init__(
+        self,
+        room: int = 1000,
+        scale: float = 1.0,
+        digest: str = "f" * 64,
+        spec: EncoderSpec = SPEC,
+    ) -> None:
+        self.spec, self.digest, self.origin = spec, digest, "made here"
         self.weights_files = {"fake.safetensors": "a" * 64}
         self.room, self.scale = room, scale
         self.calls: list[tuple[int, ...]] = []
         self.before: Callable[[UInt8], None] = lambda pixels: None
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        return height // PATCH, width // PATCH
+    def grid(self, height: int, width: int, layer: int = -1) -> tuple[int, int]:
+        stride = wants.stride(self.spec, layer % self.spec.depth)
+        return height // stride, width // stride
 
     def tokens(self, height: int, width: int) -> tuple[int, int]:
         return (height // PATCH) * (width // PATCH), 3
@@ -63,14 +84,26 @@ class FakeEncoder:
         self.before(pixels)
         if len(pixels) > self.room:
             raise OutOfMemoryError(f"no room for a batch of {len(pixels)}")
+        layers = wants.check(self.spec, want).layers
+        maps = {layer: self._map(pixels, layer) for layer in layers}
+        prefix = np.full((len(pixels), 2, 3), 7.0)
+        prefix[:, 0] = pixels.mean(axis=(2, 3))
         with np.errstate(over="ignore"):
-            return FeatureMaps({0: (mean_colours(pixels) * self.scale).astype(want.dtype)})
+            return FeatureMaps(
+                {n: (map_ * self.scale).astype(want.dtype) for n, map_ in maps.items()},
+                (prefix * self.scale).astype(want.dtype) if want.prefix else None,
+                (pixels[:, :, 0, 0] * self.scale).astype(want.dtype) if want.pooled else None,
+            )
+
+    def _map(self, pixels: UInt8, layer: int) -> AnyArray:
+        stride = wants.stride(self.spec, layer)
+        return mean_colours(pixels, stride) * (1 if layer == self.spec.depth - 1 else layer + 1)
 
 
-def describe(name: ModelName) -> EncoderSpec | None:
+def describe(name: ModelName, spec: EncoderSpec | None = SPEC) -> EncoderSpec | None:
     """What `encoders.describe` says, where clip:tiny stands for the fake."""
     if (name.family, name.id) == ("clip", "tiny"):
-        return SPEC
+        return spec
     return encoders.FAMILIES[name.family].describe(name) if name.id != "tiny" else tiny.TINY["hf"]
 
 
@@ -84,9 +117,10 @@ def fake_session(encoder: FakeEncoder, exact: FakeEncoder | None = None) -> Call
         precision = Precision("float32", storage, "default")  # type: ignore[arg-type]
         resolved = resolve(config, encoder.spec, storage, encoder.grid, is_plain=False)
         size = config.batch_size or batch_size or 4
-        twin = exact or encoder
+        whole = wrapped(encoder, config, resolved)
+        twin = wrapped(exact, config, resolved) if exact else whole
         return Session(
-            config, encoder, lambda: twin, resolved, precision, "cpu", size, "as the test has it"
+            config, whole, lambda: twin, resolved, precision, "cpu", size, "as the test has it"
         )
 
     return open_session

@@ -69,13 +69,12 @@ class Hub(BaseHTTPRequestHandler):
 
     def answer(self) -> bytes:
         """Send the status and the headers; returns the body."""
-        room, _, path = self.path.removeprefix("/").partition("/")
-        repo, *rest, file = path.split("/")
-        if room == "cdn":
-            return self.part((self.folder / file).read_bytes())
-        if rest[:1] != ["resolve"]:
+        parts = self.path.split("/")[1:]
+        if parts[0] == "cdn":
+            return self.part((self.folder / parts[-1]).read_bytes())
+        if parts[2:3] != ["resolve"]:
             return self.refuse(404, "RepoNotFound")
-        return self.of_repository(repo, file)
+        return self.of_repository(parts[1], parts[-1])
 
     def of_repository(self, repo: str, file: str) -> bytes:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")

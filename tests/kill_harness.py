@@ -1,6 +1,6 @@
 """Kill a run at every file-system step it takes, resume it, and compare with an undisturbed run.
 
-    python tests/kill_harness.py FOLDER [--every N] [--flags=--save_meta,...]
+    python tests/kill_harness.py FOLDER [--every N] [--flags="--save_meta …"]
 
 One process imports everything once and forks each run, so a kill costs milliseconds. A run is
 killed by SIGKILL right before its n-th write, rename or unlink, n = 1, 1 + N, … until a run ends by
@@ -24,10 +24,13 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT), str(ROOT.parent / "data-preprocess")]
 
-from fakes import FakeEncoder, describe, fake_session  # noqa: E402
+from fakes import DEEP, FakeEncoder, describe, fake_session  # noqa: E402
 from featprep.cli import _guarded  # noqa: E402
 from featprep.commands import encode as command  # noqa: E402
 from featprep.commands import encode_run  # noqa: E402
+from featprep.ledger import read_run  # noqa: E402
+from featprep.resolve import has_vectors  # noqa: E402
+from featprep.runs import Run  # noqa: E402
 from test_encode_run import InlinePool  # noqa: E402
 
 STEPS = ("write", "rename", "unlink", "replace")
@@ -42,8 +45,8 @@ def make_images(folder: Path) -> None:
 
 
 def encode(source: Path, output: Path, flags: list[str]) -> int:
-    encode_run.open_session = fake_session(FakeEncoder())
-    encode_run.encoders.describe = describe
+    encode_run.open_session = fake_session(FakeEncoder(spec=DEEP))
+    encode_run.encoders.describe = partial(describe, spec=DEEP)
     encode_run.DecodePool = InlinePool  # type: ignore[misc,assignment]
     words = ["--input", str(source), "--output", str(output), "--model", "clip:tiny", *flags]
     words += ["--size", "32", "--batch_size", "2", "--quiet"]
@@ -104,16 +107,20 @@ def snapshot(output: Path) -> dict[str, object]:
 
 
 def check_whole(output: Path) -> list[str]:
-    """Every visible map and mask must load, and a map must have its mask."""
+    """Every visible file must load, and a map must have all that was asked for beside it."""
     wrong = []
-    for path in output.rglob("*.npy"):
+    for path in [*output.rglob("*.npy"), *output.rglob("*.npz")]:
         try:
             np.load(path, allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
             wrong.append(f"{path.name}: {error}")
-        mask = path.with_name(path.stem + "_mask.npy")
-        if not path.stem.endswith("_mask") and not mask.exists():
-            wrong.append(f"{path.name} has no mask")
+    if (read_run(str(output)) or {"clearing": True}).get("clearing"):
+        return wrong  # what stands is of older settings
+    with Run(output) as run:
+        for key in run:
+            beside = [key + "_mask.npy", *(f"{key}@{layer}.npy" for layer in run.layers[1:])]
+            beside += [key + "_vec.npz"] * has_vectors(run.fingerprint)
+            wrong += [f"{key} has no {name}" for name in beside if not (output / name).exists()]
     return wrong
 
 
@@ -146,10 +153,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--every", type=int, default=1)
-    parser.add_argument("--flags", default="--save_meta", help="comma-separated flags of the run")
+    parser.add_argument("--flags", default="--save_meta", help="flags of the run, blanks between")
     parser.add_argument("--earlier", default="", help="flags of a finished run that is overwritten")
     words = parser.parse_args()
-    flags, earlier = ([f for f in text.split(",") if f] for text in (words.flags, words.earlier))
+    flags, earlier = (text.split() for text in (words.flags, words.earlier))
     found = campaign(words.folder, words.every, flags, earlier)
     print(json.dumps(found))
     return 1 if found["wrong"] else 0

@@ -24,9 +24,21 @@ def featprep_siglip(pretrained: bool = False, **settings: Any) -> VisionTransfor
     return VisionTransformer(class_token=False, **_small(settings))
 
 
-@register_model  # as eva02_base_patch16_clip_224: rotary and absolute positions
+@register_model  # as eva_giant_patch14_224, but with rotary positions
 def featprep_eva(pretrained: bool = False, **settings: Any) -> Eva:
     return Eva(use_rot_pos_emb=True, ref_feat_shape=(4, 4), **_small(settings))
+
+
+@register_model  # as eva02_base_patch16_clip_224: queries, keys, values apart, a norm inside
+def featprep_eva02(pretrained: bool = False, **settings: Any) -> Eva:
+    inside = {"qkv_fused": False, "scale_attn_inner": True, "scale_mlp": True}
+    return Eva(use_rot_pos_emb=True, ref_feat_shape=(4, 4), **inside, **_small(settings))
+
+
+@register_model  # as vit_pe_core_base_patch16_224
+def featprep_pe(pretrained: bool = False, **settings: Any) -> Eva:
+    own = {"attn_type": "rope", "use_pre_transformer_norm": True, "rope_grid_indexing": "xy"}
+    return Eva(use_rot_pos_emb=True, ref_feat_shape=(4, 4), **own, **_small(settings))
 
 
 @register_model  # as vitamin_xlarge_256: no position embeddings at all
@@ -47,7 +59,9 @@ _AVERAGED = {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}
 TOWERS = {
     "openclip:small/vit": card(_OWN, quick=True),
     "openclip:small/clipa": card(_OWN | _AVERAGED, mean=(0.485, 0.456, 0.406)),
-    "openclip:small/coca": card(_OWN | {"attentional_pool": True, "attn_pooler_heads": 8}, 64),
+    "openclip:small/coca": card(
+        _OWN | {"attentional_pool": True, "attn_pooler_heads": 8, "output_tokens": True}, 64
+    ),
     "openclip:small/resnet": card(
         {"image_size": 96, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64}
     ),
@@ -56,7 +70,8 @@ TOWERS = {
         trunk("featprep_siglip", "map", "none"), 64, resize_mode="squash", **SIGLIP_STATISTICS
     ),
     "openclip:small/eva": card(trunk("featprep_eva", "token", None)),
-    "openclip:small/pe": card(trunk("featprep_eva", "map", None)),
+    "openclip:small/eva02": card(trunk("featprep_eva02", "token", None)),
+    "openclip:small/pe": card(trunk("featprep_pe", "map", None)),
     "openclip:small/bare": card(trunk("featprep_bare", "avg", None)),
     "openclip:small/relpos": card(trunk("test_vit_relpos", "", "linear", 160)),
 }

@@ -141,6 +141,16 @@ def test_the_batch_follows_the_memory_and_is_one_where_sizes_vary(machine: Any) 
     assert choose("cuda:0", LARGE, False, (5180, 5180))[0] == 1
 
 
+def test_the_batch_of_windows_follows_the_window_and_the_maps_the_host_holds(machine: Any) -> None:
+    choose, window = devices.choose_window_batch, (224, 224)
+    own = "windows of images of their own sizes"
+    assert choose("cpu", LARGE, window, (448, 672)) == (8, "cpu")
+    machine(gpus=1, memory=80)
+    assert choose("cuda:0", LARGE, window, (448, 672)) == (128, "80 GiB of GPU memory")
+    assert choose("cuda:0", LARGE, window, (1792, 1792)) == (16, "1 GiB of maps")
+    assert choose("cuda:0", LARGE, window, None) == (8, own)
+
+
 def test_workers_leave_a_core_to_the_encoder(machine: Any) -> None:
     assert devices.choose_workers() == (11, "12 cores, one for the encoder")
     assert devices.choose_workers(cores=1) == (1, "1 core, one for the encoder")

@@ -5,15 +5,19 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import featprep
 import pytest
 import yaml
 from featprep import encoders
-from featprep.cli import COMMANDS
+from featprep.cli import COMMANDS, main
+from featprep.commands import fetch
+from featprep.commands.certify import certify_parser
 from featprep.commands.encode import SCRIPTS
 from featprep.commands.flags import encode_parser, read_config
 from featprep.config import markdown_table, read_yaml
+from featprep.encoders import copies
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +45,17 @@ def test_every_encoding_command_of_a_document_is_parsed_by_its_parser(document: 
     assert seen >= 3
 
 
+def test_what_the_readme_fetches_is_what_its_next_commands_name() -> None:
+    lines = _commands("README.md")
+    (line,) = [line for line in lines if line.startswith("featprep fetch ")]
+    flags = fetch.make_parser().read(shlex.split(line)[2:])
+    names = [encoders.resolve(value, "any") for value in flags.model]
+    ends = {"hf": "", "clip": ".pt"}
+    for name in names:
+        copied = f"{flags.to}/{copies.stem(name)}{ends[name.family]}"
+        assert [line for line in lines if f" --model {name}={copied}" in line], name
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_script_and_file_a_document_names_is_there(document: str) -> None:
     text = (ROOT / document).read_text()
@@ -53,7 +68,8 @@ def test_every_script_and_file_a_document_names_is_there(document: str) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_flag_a_document_names_is_one(document: str) -> None:
     flags = set(encode_parser("x", "x")._option_string_actions)
-    others = {"--out", "--index-url", "--extra-index-url", "--local-dir"}
+    flags |= set(certify_parser()._option_string_actions)
+    others = {"--out", "--index-url", "--extra-index-url", "--to", "--local-dir"}
     named = set(re.findall(r"(?<![\w-])--[a-z_]+[\w-]*", (ROOT / document).read_text()))
     assert {flag for flag in named if flag not in flags | others} == set()
 
@@ -78,9 +94,8 @@ def test_the_readmes_aliases_are_those_there_are() -> None:
     text = (ROOT / "README.md").read_text()
     for alias, name in encoders.ALIASES.items():
         short = alias.removeprefix("openai_clip_").removeprefix("open_clip_")
-        if not name.startswith("clip:RN"):
-            assert f"`{alias}`" in text or f"`_{short}`" in text, alias
-            assert f"`{name}`" in text, name
+        assert f"`{alias}`" in text or f"`_{short}`" in text, alias
+        assert f"`{name}`" in text, name
 
 
 def _is_one_of_many(name: str) -> bool:
@@ -141,17 +156,40 @@ def test_every_command_there_is_stands_in_a_document() -> None:
     assert [name for name in COMMANDS if f"featprep {name}" not in text] == []
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/feature_extraction.md"])
 def test_python_that_calls_the_pipeline_runs_as_it_stands(
-    document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one name space, as a reader would type it."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+    """Of the README the lines that do, of its own page every block; in one name space each."""
     Image.new("RGB", (40, 30), (90, 60, 30)).save(tmp_path / "cat.png")
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {"featprep": featprep}
-    code = [block for block in blocks if "featprep.pipeline" in block]
-    assert code
-    for block in code:
-        exec(block, names)
-    assert names["tokens"].shape == (1, 257, 64)  # type: ignore[attr-defined]
+    lines = (ROOT / "README.md").read_text().splitlines()
+    page = (ROOT / "docs" / "feature_extraction.md").read_text()
+    for code in (
+        ["import featprep", *(line for line in lines if "extract" in line and " = " in line)],
+        re.findall(r"```python\n(.*?)```", page, re.DOTALL),
+    ):
+        names: dict[str, Any] = {}
+        exec("\n".join(code), names)
+        assert names["tokens"].shape == (1, 257, 64)
+
+
+def test_the_readmes_section_on_what_to_take_reads_what_a_run_of_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = (ROOT / "README.md").read_text().partition("## What to take")[2].partition("\n## ")[0]
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    Image.new("RGB", (32, 32), (200, 100, 50)).save("cat.png")
+    Image.new("RGB", (32, 32), (200, 100, 50)).save("photos/cat.png")
+    command = shlex.split(section.partition("```bash\n")[2].partition("\n")[0])
+    words = [word.replace("-1,5", "-1,0") for word in command[1:]]  # tiny has three blocks
+    assert main(["encode", *words, "--model", "hf:tiny", "--size", "28", "--quiet"]) == 0
+    names: dict[str, Any] = {"featprep": featprep}
+    exec(section.partition("```python\n")[2].partition("```")[0], names)
+    assert list(names["run"].layers) == [2, 0]
+    assert list(names["run"].vectors) == ["prefix", "pooled", "masked", "masked@0", "empty"]
+    assert {path.name for path in Path("features").glob("cat*")} == {
+        "cat.npy", "cat@0.npy", "cat_mask.npy", "cat_vec.npz",
+    }  # fmt: skip
+    assert names["maps"].maps[0].shape == (1, 64, 16, 16)
+    assert names["maps"].prefix.shape == (1, 1, 64)

@@ -43,6 +43,7 @@ class Bench:
     encoder: FakeEncoder = field(default_factory=FakeEncoder)
     said: str = ""
     opener: Callable[..., Session] | None = None
+    described: bool = True  # whether the spec is known before the weights are read
 
     @property
     def input(self) -> Path:
@@ -66,7 +67,8 @@ class Bench:
     def run(self, *flags: str, exact: FakeEncoder | None = None) -> int:
         opener = self.opener or fake_session(self.encoder, exact)
         self.monkeypatch.setattr(encode_run, "open_session", opener)
-        self.monkeypatch.setattr(encode_run.encoders, "describe", describe)
+        spec = self.encoder.spec if self.described else None
+        self.monkeypatch.setattr(encode_run.encoders, "describe", lambda name: describe(name, spec))
         self.monkeypatch.setattr(encode_run, "DecodePool", InlinePool)
         words = ["--input", str(self.input), "--output", str(self.output), "--model", "clip:tiny"]
         from featprep.cli import _guarded

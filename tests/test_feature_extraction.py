@@ -423,7 +423,8 @@ def test_half_precision_is_of_the_result_too(
     with pytest.raises(ImageError) as caught:
         half([grey(5), grey(200)])
     assert str(caught.value) == (
-        "image 1 (a PIL image, 32×32 RGB): its features do not fit float16; drop fp16=True"
+        "image 1 (a PIL image, 32×32 RGB): its map reaches 2e+05 and does not fit float16; run "
+        "without --fp16"
     )
 
 

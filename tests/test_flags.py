@@ -31,13 +31,25 @@ def test_every_switch_has_its_no(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(FIELDS) - SWITCHES))
 def test_every_setting_is_a_flag_with_underscores_and_with_hyphens(name: str) -> None:
-    value = {"shard": "2/8", "mask_dir": "/", "size": "native", "limit": "3"}.get(name)
+    value = {"shard": "2/8", "mask_dir": "/", "size": "native", "limit": "3", "layer": "5"}.get(
+        name
+    )
     default = FIELDS[name].default
     text = value or str(default or "1")
     text = {"device": "cpu", "precision": "fp32"}.get(name, text)
-    one, other = read(f"--{name}", text), read(f"--{name.replace('_', '-')}={text}")
+    needed = ["--tile", "224"] if name == "overlap" else []
+    one = read(f"--{name}", text, *needed)
+    other = read(f"--{name.replace('_', '-')}={text}", *needed)
     assert getattr(one, name) == getattr(other, name)
     assert getattr(one, name) not in (None, "")
+
+
+@pytest.mark.parametrize(
+    "words", [("--layer", "-1,5,0"), ("--layer=-1,5,0",), ("--layer", "-1, 5, 0")]
+)
+def test_layers_that_begin_with_a_minus_follow_their_flag(words: tuple[str, ...]) -> None:
+    assert read(*words).layer == (-1, 5, 0)
+    assert read("--layer", "-2").layer == (-2,)
 
 
 def test_hyphens_in_values_stay() -> None:

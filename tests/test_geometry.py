@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
+from featprep.errors import ImageError
 from featprep.geometry import Geometry, place
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
@@ -163,8 +164,10 @@ def test_a_geometry_survives_json_and_pickle() -> None:
     native = Geometry(
         "native", (28, 42), 7, (4, 6), "lanczos", "transformers", (30, 50), 99, (255, 255, 255)
     )
+    regridded = replace(native, cells=(2, 3), tile=(14, 21))
 
     assert Geometry.from_dict(json.loads(json.dumps(asdict(native)))) == native
+    assert Geometry.from_dict(json.loads(json.dumps(asdict(regridded)))) == regridded
     assert Geometry.from_dict(json.loads(json.dumps(asdict(KEEP)))) == KEEP
     assert pickle.loads(pickle.dumps(native)) == native
 
@@ -184,6 +187,40 @@ def test_the_metadata_names_every_number_of_the_affine() -> None:
         "windowed": False,
     }
     assert json.loads(json.dumps(placed.metadata())) == placed.metadata()
+
+
+@pytest.mark.parametrize(
+    ("grid", "cell"), [((27, 27), 14), ((54, 54), 7), ((18, 27), [21, 14]), ((14, 36), [27, 10.5])]
+)
+def test_a_grid_has_cells_of_its_share_of_the_footprint(grid: Any, cell: Any) -> None:
+    geometry = Geometry("crop", (384, 384), 14, grid, cells=(27, 27))
+
+    said = place(geometry, 480, 640).metadata()
+
+    assert (said["grid"], said["cell"], said["footprint"]) == (list(grid), cell, [378, 378])
+
+
+def test_keep_with_a_grid_has_that_grid_at_every_size() -> None:
+    geometry = Geometry("keep", None, 14, (8, 12))
+
+    placed = place(geometry, 100, 330)
+
+    assert (placed.canvas, placed.footprint, placed.grid) == ((98, 322), (98, 322), (8, 12))
+
+
+def test_keep_fails_an_image_that_is_smaller_than_a_tile_on_one_side() -> None:
+    geometry = Geometry("keep", None, 14, None, tile=(112, 224))
+
+    with pytest.raises(ImageError) as failure:
+        place(geometry, 111, 300)
+    assert str(failure.value) == (
+        "300×111 pixels give an input of 294×98, smaller than --tile 112,224 (height, width): "
+        "encode such images with --resize crop or pad and a --size, or without --tile, into "
+        "another output"
+    )
+    assert place(geometry, 112, 224).grid == (8, 16)
+    with pytest.raises(ImageError):
+        place(geometry, 300, 223)
 
 
 @pytest.mark.parametrize(

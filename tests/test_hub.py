@@ -28,7 +28,7 @@ for asked in {asked!r}:
         print(error)
     assert time.monotonic() - start < 10
 """
-FILES = "config.json and preprocessor_config.json and model.safetensors or pytorch_model.bin"
+FILES = "config.json, preprocessor_config.json and model.safetensors (or pytorch_model.bin)"
 
 
 def way_out(repo: str) -> str:
@@ -110,7 +110,7 @@ def test_shards_are_fetched_by_their_index_and_each_has_its_sha256(
     ]
     (snapshot(cache) / "two.safetensors").unlink()
     assert ask(cache, "org/model", HF_HUB_OFFLINE="1") == [
-        f"hf:org/model: {cache} lacks model.safetensors or pytorch_model.bin of org/model and "
+        f"hf:org/model: {cache} lacks model.safetensors (or pytorch_model.bin) of org/model and "
         f"HF_HUB_OFFLINE closes downloads; unset it, or {way_out('org/model')}"
     ]
     assert ask(cache, "org/model", endpoint=hub[0])[0].startswith(f"{snapshot(cache)} downloaded")
@@ -154,7 +154,7 @@ def test_what_the_hub_refuses_is_one_line_with_what_to_do(
         f"{way_out('org/unborn')}"
     )
     assert bare == (
-        "hf:org/bare: org/bare holds no model.safetensors and no pytorch_model.bin; or "
+        "hf:org/bare: org/bare does not hold model.safetensors (or pytorch_model.bin); or "
         f"{way_out('org/bare')}"
     )
     assert huge.startswith(f"hf:org/huge: model.safetensors takes 1,000,000.0 GB and {cache} has ")
@@ -202,13 +202,13 @@ def test_offline_closes_downloads_and_says_which_files_to_put_where(
     hub: tuple[str, list[str]], folder: Path, tmp_path: Path
 ) -> None:
     assert ask(tmp_path, "facebook/dinov2-base", HF_HUB_OFFLINE="1") == [
-        f"hf:facebook/dinov2-base: {tmp_path} lacks {FILES} of facebook/dinov2-base and "
+        f"hf:facebook/dinov2-base: {tmp_path} holds nothing of facebook/dinov2-base and "
         f"HF_HUB_OFFLINE closes downloads; unset it, or {way_out('facebook/dinov2-base')}"
     ]
     (folder / "model.safetensors").rename(folder / "elsewhere")
     ask(tmp_path, "org/model", endpoint=hub[0])  # leaves both configurations
     assert ask(tmp_path, "org/model", HF_HUB_OFFLINE="1") == [
-        f"hf:org/model: {tmp_path} lacks model.safetensors or pytorch_model.bin of org/model and "
+        f"hf:org/model: {tmp_path} lacks model.safetensors (or pytorch_model.bin) of org/model and "
         f"HF_HUB_OFFLINE closes downloads; unset it, or {way_out('org/model')}"
     ]
 

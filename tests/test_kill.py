@@ -16,9 +16,14 @@ HARNESS = Path(__file__).parent / "kill_harness.py"
     ("flags", "earlier", "least"),
     [
         ("--save_meta", "", 40),
-        ("--overwrite,--background=white", "--background=black", 40),
+        ("--layer=-1,1,0 --prefix --pooled --masked_pool", "", 70),
+        (
+            "--overwrite --background=white",
+            "--background=black --layer=1,3 --prefix",
+            60,
+        ),
     ],
-    ids=["a first run", "while --overwrite replaces another setting"],
+    ids=["a first run", "of several layers", "while --overwrite replaces another setting"],
 )
 def test_a_run_killed_at_any_step_resumes_to_the_same_bytes(
     tmp_path: Path, flags: str, earlier: str, least: int

@@ -41,15 +41,17 @@ class Output:
         self.path = path
         self.cleared: list[str] = []
         self.told: list[int] = []
+        self.older: list[Mapping[str, Any]] = []
         self.die_after: int | None = None
 
     @property
     def folder(self) -> Path:
         return self.path / ".featprep"
 
-    def clear(self, count: int, keys: Iterator[str]) -> None:
+    def clear(self, count: int, keys: Iterator[str], older: list[Mapping[str, Any]]) -> None:
         self.told.append(count)
-        assert self.run()["clearing"] is True  # run.json first, then the results
+        self.older = older
+        assert self.run()["clearing"] == (older or True)  # run.json first, then the results
         for number, key in enumerate(keys):
             if number == self.die_after:
                 raise Killed
@@ -399,13 +401,14 @@ def test_a_run_killed_while_it_clears_is_taken_up_without_overwrite(
     output.die_after = survived
     with pytest.raises(Killed), output.open(OTHER, overwrite=True):
         pass
-    assert output.run()["clearing"] is True
+    assert output.run()["clearing"] == [FINGERPRINT]  # whose files are to go
     assert output.run()["fingerprint"] == OTHER
     assert "holds features of other settings" in output.refusal()  # the old ones go no more
     output.die_after, output.cleared = None, []
     with output.open(OTHER):
         assert output.names() == ["guard", "lock-all", "run.json"]
     assert output.cleared == ["a", "b", "c"]
+    assert output.older == [OTHER, FINGERPRINT]
     assert "clearing" not in output.run()
     with output.open(OTHER):
         pass
@@ -447,7 +450,7 @@ shard = (int(sys.argv[2]), int(sys.argv[3]))
 told = []
 identity = RunIdentity({"size": int(sys.argv[4])}, "/in")
 options = LedgerOptions(shard, overwrite=True)
-ledger = Ledger(sys.argv[1], identity, options, lambda count, keys: told.append(len(list(keys))))
+ledger = Ledger(sys.argv[1], identity, options, lambda count, keys, _: told.append(len(list(keys))))
 sys.stdin.read()
 with ledger:
     time.sleep(0.2)  # all hold their locks together

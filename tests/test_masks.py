@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import tracemalloc
 from dataclasses import replace
@@ -24,7 +25,15 @@ exact = settings(max_examples=120, deadline=None)
 
 @st.composite
 def geometries(draw: st.DrawFn, modes: list[str] = MODES) -> Geometry:
-    """Every mode, H ≠ W, cells of 1 to 9 pixels, with and without a remainder outside the grid."""
+    """Every mode, H ≠ W, cells of 1 to 9 pixels, with and without a remainder outside the grid; as
+    the network has them, and resampled to a grid that may divide nothing."""
+    geometry = draw(_of_network(modes))
+    grid = draw(st.none() | st.tuples(st.integers(1, 9), st.integers(1, 9)))
+    return replace(geometry, grid=grid, cells=geometry.grid) if grid else geometry
+
+
+@st.composite
+def _of_network(draw: st.DrawFn, modes: list[str]) -> Geometry:
     patch, mode = draw(st.integers(1, 9)), draw(st.sampled_from(modes))
     grid = draw(st.tuples(st.integers(1, 6), st.integers(1, 6)))
     rest = draw(st.tuples(st.integers(0, patch - 1), st.integers(0, patch - 1)))
@@ -61,8 +70,8 @@ def overlaps(placed: Placement, axis: int) -> AnyArray:
         [
             max(
                 Fraction(0),
-                min((k + 1) * scale - placed.offset[axis], Fraction((i + 1) * placed.patch))
-                - max(k * scale - placed.offset[axis], Fraction(i * placed.patch)),
+                min((k + 1) * scale - placed.offset[axis], (i + 1) * placed.cell[axis])
+                - max(k * scale - placed.offset[axis], i * placed.cell[axis]),
             )
             for k in range(placed.source[axis])
         ]
@@ -76,7 +85,7 @@ def oracle(alpha: AnyArray | None, placed: Placement, geometry: Geometry) -> Any
     values = np.ones(placed.source, dtype=np.int64) if alpha is None else alpha.astype(np.int64)
     most = 1 if alpha is None else int(np.iinfo(alpha.dtype).max)
     if geometry.mask == "coverage":
-        shares = rows @ values.astype(object) @ columns.T / (most * Fraction(placed.patch) ** 2)
+        shares = rows @ values.astype(object) @ columns.T / (most * placed.cell[0] * placed.cell[1])
         return np.array([[float(share) for share in row] for row in shares], dtype=np.float32)
     threshold = Fraction(str(geometry.alpha_threshold))
     above = np.array([[Fraction(int(v), most) > threshold for v in row] for row in values])
@@ -143,7 +152,10 @@ def test_cells_that_are_all_padding_are_zero_and_only_they(
     geometry: Geometry, height: int, width: int
 ) -> None:
     placed = place(geometry, height, width)
-    edges = [np.arange(cells + 1) * placed.patch for cells in placed.grid]
+    edges = [
+        np.arange(cells + 1) * side / cells
+        for cells, side in zip(placed.grid, placed.footprint, strict=True)
+    ]
     inside = [
         (edge[1:] > -offset) & (edge[:-1] < resized - offset)
         for edge, offset, resized in zip(edges, placed.offset, placed.resized, strict=True)
@@ -165,7 +177,7 @@ def test_one_visible_pixel_marks_the_cell_that_the_affine_names(
     alpha[row, column] = 255
     placed = place(geometry, height, width)
     x, y = (a * (column + 0.5) + b * (row + 0.5) + c for a, b, c in placed.affine)
-    i, j = math.floor(y / placed.patch), math.floor(x / placed.patch)
+    i, j = math.floor(y / placed.cell[0]), math.floor(x / placed.cell[1])
     assume(0 <= i < placed.grid[0] and 0 <= j < placed.grid[1])
 
     mask = mask_grid(alpha, placed, geometry)
@@ -184,6 +196,7 @@ def test_swapping_height_and_width_transposes_the_mask(
         geometry,
         size=geometry.size and geometry.size[::-1],
         grid=geometry.grid and geometry.grid[::-1],
+        cells=geometry.cells and geometry.cells[::-1],
         scale_to=scale[::-1] if isinstance(scale, tuple) else scale,
     )
     alpha = alpha_of(height, width, np.uint16, seed)
@@ -342,6 +355,34 @@ def test_coverage_sums_of_deep_alpha_outgrow_32_bits_unharmed(size: tuple[int, i
 
     assert mask is not None
     assert mask.tolist() == [[1.0]]
+
+
+@pytest.mark.parametrize("tall", [True, False])
+def test_coverage_over_a_grid_that_divides_nothing_outgrows_63_bits_unharmed(tall: bool) -> None:
+    # all primes: a source pixel measures 37 * 7907 units, or 37 * 7901
+    geometry = Geometry("squash", (7907, 7901), 1, (37, 37), cells=(7907, 7901), mask="coverage")
+    alpha = np.zeros((2003, 2011), dtype=np.uint16)
+    alpha[:1001] = 65535
+    edges = [Fraction(i * 2003, 37) for i in range(38)]
+    shares = [min(max((1001 - a) / (b - a), 0), 1) for a, b in itertools.pairwise(edges)]
+
+    turned = alpha if tall else alpha.T
+    mask = mask_grid(turned, place(geometry, *turned.shape), geometry)
+
+    assert mask is not None
+    expected = np.array([[float(share)] * 37 for share in shares], dtype=np.float32)
+    assert np.array_equal(mask if tall else mask.T, expected)
+
+
+def test_the_cells_of_a_grid_have_their_share_of_the_network_input() -> None:
+    # 3 cells of 2 pixels become 2 cells of 3; the pixel to the right lies outside them
+    geometry = Geometry("squash", (2, 7), 2, (1, 2), cells=(1, 3), mask="coverage")
+    alpha = np.array([[255, 255, 0, 0, 0, 255, 255]] * 2, dtype=np.uint8)
+
+    mask = mask_grid(alpha, place(geometry, 2, 7), geometry)
+
+    assert mask is not None
+    assert mask.tolist() == np.array([[2 / 3, 1 / 3]], dtype=np.float32).tolist()
 
 
 @pytest.mark.parametrize("rule", ["any", "coverage"])

@@ -18,8 +18,19 @@ import torch
 from featprep import certify, cli
 from featprep.encoders import ALIASES, describe, list_encoders, load_encoder, resolve
 from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName, Recipe, Want
-from featprep.encoders.openclip_cards import CONFIG, KNOWN, WEIGHTS, Card, card_of, shape_of, tags
-from featprep.encoders.openclip_towers import module_shape, resample
+from featprep.encoders.clip_positions import resample
+from featprep.encoders.openclip_cards import (
+    CONFIG,
+    KNOWN,
+    WEIGHTS,
+    Card,
+    card_of,
+    make_spec,
+    shape_of,
+    tags,
+)
+from featprep.encoders.openclip_towers import make_tower, module_shape
+from featprep.encoders.taps import has_attention
 from featprep.encoders.tiny import TINY, write_openclip, write_random, write_tiny
 from featprep.errors import UsageError, WeightsError
 from safetensors.torch import load_file, save_file
@@ -119,6 +130,9 @@ def test_shapes_said_without_torch_are_those_of_the_modules() -> None:
                 text_cfg={"width": 8, "heads": 1, "layers": 1, "vocab_size": 1},
             )
         assert module_shape(model.visual) == shape, arch
+        name = ModelName("openclip", arch)
+        tower = make_tower(model.visual, model.visual, "transformers")
+        assert make_spec(name, card, shape).has_facets == all(map(has_attention, tower.blocks))
     assert len(seen) > 25
 
 
@@ -147,16 +161,12 @@ def test_without_a_tag_preprocessing_is_what_all_tags_share_or_the_default() -> 
 
 def test_aliases_of_the_integration_guide_mean_what_they_say() -> None:
     for alias, name in ALIASES.items():
-        if name.startswith("clip:RN"):
-            continue  # no ResNet of clip: yet
         for family in ("any", SCRIPT):
             assert str(resolve(alias, family)) == name
             assert not resolve(alias, family).is_plain
     assert str(resolve("open_clip_vit_l14_laion2b", "any")) == (
         "openclip:ViT-L-14/laion2b_s32b_b82k"
     )
-    with pytest.raises(UsageError, match=r"--model clip:RN50: no such encoder"):
-        resolve("openai_clip_rn50", "any")
 
 
 def test_the_clip_command_takes_both_families_and_its_own_first() -> None:
@@ -274,16 +284,16 @@ def test_a_tag_runs_with_its_own_activation(vit_b32: Path) -> None:
 
 def test_a_file_of_a_tag_equals_open_clips_own(vit_b32: Path) -> None:
     name = ModelName("openclip", "ViT-B-32/openai", str(vit_b32 / WEIGHTS[0]))
-    for parity in certify.certify(name, [certify.Case(224, 224, 1), certify.Case(96, 160, 2)]):
-        assert parity.is_within, parity
+    for verdict in certify.certify(name, [certify.Case(224, 224, 1), certify.Case(96, 160, 2)]):
+        assert verdict.is_within, verdict
 
 
 @pytest.mark.parametrize("trunk", ["fastvit_mci0"])
 def test_mobileclips_convolutions_equal_upstreams(trunk: str, tmp_path: Path) -> None:
     card = open_clip_towers.card(open_clip_towers.trunk(trunk, "avg", None, 256), 512)
     name = ModelName("openclip", "test", str(write_openclip(card, tmp_path)))
-    for parity in certify.certify(name, [certify.Case(96, 160, 1)]):
-        assert parity.is_within, parity
+    for verdict in certify.certify(name, [certify.Case(96, 160, 1)]):
+        assert verdict.is_within, verdict
 
 
 def test_without_a_tag_the_activation_must_be_said(vit_b32: Path) -> None:
@@ -376,16 +386,17 @@ def test_missing_weights_say_which_file_to_put_where(tmp_path: Path) -> None:
         check=True,
     )
     closed = "and HF_HUB_OFFLINE closes downloads; unset it, or"
-    file = "open_clip_model.safetensors or open_clip_pytorch_model.bin"
+    file = "open_clip_model.safetensors (or open_clip_pytorch_model.bin)"
     both = f"open_clip_config.json and {file} of org/model"
-    own = f"{file} of timm/vit_base_patch32_clip_224.openai"
+    elsewhere = "(featprep fetch {} --to DIR, where there is a network, writes it)"
+    base = "timm/vit_base_patch32_clip_224.openai"
+    own = f"{file} of {base}"
     assert done.stderr == ""
     assert done.stdout.splitlines() == [
-        f"{names[0]}: {tmp_path} lacks {own} {closed} get {own} and give --model {names[0]}=FILE "
-        f"(featprep fetch {names[0]} --to DIR, where there is a network, writes it)",
-        f"{names[1]}: {tmp_path} lacks {both} {closed} put {both} into a folder and give --model "
-        f"{names[1]}=FOLDER (featprep fetch {names[1]} --to DIR, where there is a network, writes "
-        "it)",
+        f"{names[0]}: {tmp_path} holds nothing of {base} {closed} get {own} and give --model "
+        f"{names[0]}=FILE {elsewhere.format(names[0])}",
+        f"{names[1]}: {tmp_path} holds nothing of org/model {closed} put {both} into a folder and "
+        f"give --model {names[1]}=FOLDER {elsewhere.format(names[1])}",
     ]
 
 

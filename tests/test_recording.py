@@ -17,7 +17,7 @@ from fakes import SPEC
 from featprep.config import make_config
 from featprep.ledger import Ledger, LedgerOptions, RunIdentity
 from featprep.recording import Recorder, Standing, count_done
-from featprep.records import AnyArray, Failure, ImageRef, Prepared
+from featprep.records import AnyArray, Failure, Features, ImageRef, Prepared
 from featprep.resolve import resolve
 from featprep.sources import Entry
 from featprep.stores.npy_tree import NpyTreeStore
@@ -35,7 +35,9 @@ class Bench:
         (root / "in").mkdir()
         self.output = root / "out"
         config = make_config({"input": "in", "output": "out", "model": "tiny", "size": (32, 32)})
-        self.resolved = resolve(config, SPEC, "float32", lambda h, w: (4, 4), is_plain=False)
+        self.resolved = resolve(
+            config, SPEC, "float32", lambda height, width, layer=-1: (4, 4), is_plain=False
+        )
         self.replaced = 0
 
     def image(self, key: str, content: str = "pixels", mtime_ns: int = 1_000) -> ImageRef:
@@ -53,7 +55,7 @@ class Bench:
         store = NpyTreeStore(str(self.output), mask=mask, meta=meta)
         identity = RunIdentity({"size": 32}, str(self.root / "in"))
         with Ledger(
-            str(self.output), identity, LedgerOptions(), lambda count, keys: None
+            str(self.output), identity, LedgerOptions(), lambda count, keys, older: None
         ) as ledger:
             recorder = Recorder(store, ledger, RUN_META, self.resolved, overwrite=overwrite)
             recorder.on_replaced = self._count
@@ -67,7 +69,7 @@ class Bench:
         with self.run(**options) as recorder:
             for ref in todo(recorder, *refs):
                 assert isinstance(ref, ImageRef)
-                recorder.write((prepared(ref), MAP, ()))
+                recorder.write((prepared(ref), Features({0: MAP}), ()))
             recorder.flush()
 
     def lines(self, name: str = "results-all.jsonl") -> list[dict[str, Any]]:
@@ -112,7 +114,7 @@ def save(path: Path, array: AnyArray) -> None:
 def test_a_finished_image_is_a_line_with_its_source_shape_and_digests(bench: Bench) -> None:
     ref = bench.image("a/b")
     with bench.run(meta=True) as recorder:
-        recorder.write((prepared(ref, notes=("grey",)), MAP, ("again", "grey")))
+        recorder.write((prepared(ref, notes=("grey",)), Features({0: MAP}), ("again", "grey")))
         assert bench.lines() == []  # a batch at a time, after its renames
         recorder.flush()
         recorder.flush()
@@ -187,7 +189,7 @@ def test_the_files_of_a_changed_source_go_before_new_ones_come_and_then_its_reco
             recorder.ledger, "record", lambda lines: (record(lines), steps.append("recorded"))
         )
         assert isinstance(ref, ImageRef)
-        recorder.write((prepared(ref), MAP, ()))
+        recorder.write((prepared(ref), Features({0: MAP}), ()))
         recorder.flush()
         monkeypatch.undo()
     assert steps == [
@@ -219,7 +221,7 @@ def test_a_changed_source_that_was_encoded_keeps_its_new_result(bench: Bench) ->
     changed = bench.image("a", "changed", 2_000)
     with bench.run() as recorder:
         todo(recorder, changed)
-        recorder.write((prepared(changed), MAP, ()))
+        recorder.write((prepared(changed), Features({0: MAP}), ()))
         recorder.flush()
         recorder.fail(Failure("a", "a.png", "store", "of its metadata, say"))
     assert bench.files() == ["a.npy", "a_mask.npy"]
@@ -299,7 +301,7 @@ def test_where_grids_differ_from_image_to_image_any_grid_with_its_mask_is_ours(
 def test_notes_of_a_result_without_a_line_come_back_from_its_metadata(bench: Bench) -> None:
     ref = bench.image("a")
     with bench.run(meta=True) as recorder:
-        recorder.write((prepared(ref), MAP, ("encoded again",)))
+        recorder.write((prepared(ref), Features({0: MAP}), ("encoded again",)))
         recorder.flush()
     bench.lose_records()
     with bench.run(meta=True) as recorder:
@@ -346,7 +348,7 @@ def test_a_result_without_a_line_that_is_not_whole_or_not_ours_is_encoded_again(
     with bench.run() as recorder:
         assert todo(recorder, ref) == [ref]
         assert bench.lines() == []
-        recorder.write((prepared(ref), MAP, ()))
+        recorder.write((prepared(ref), Features({0: MAP}), ()))
         recorder.flush()
     assert bench.replaced == 1
     assert np.array_equal(np.load(bench.output / "a.npy"), MAP)
@@ -412,7 +414,7 @@ def test_missing_metadata_is_written_from_record_and_source(bench: Bench) -> Non
     assert {**after, "files": before["files"]} == before
     text = (bench.output / "a.json").read_text()
     with bench.run(meta=True, overwrite=True) as recorder:
-        recorder.write((prepared(refs[0]), MAP, ()))
+        recorder.write((prepared(refs[0]), Features({0: MAP}), ()))
         recorder.flush()
     assert (bench.output / "a.json").read_text() == text
     assert bench.record("a")["files"] == after["files"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import featprep.resolve
 import pytest
 from fakes import SPEC
 from featprep.config import EncodeConfig
 from featprep.devices import Precision
-from featprep.encoders.base import EncoderSpec, Recipe
+from featprep.encoders.base import EncoderSpec, Recipe, Want
 from featprep.errors import UsageError
 from featprep.resolve import by_patch, fingerprint, resolve
 
@@ -57,10 +58,14 @@ def test_a_size_the_patch_does_not_divide_is_refused_with_the_nearest_that_it_do
 def test_a_fixed_size_encoder_names_its_size() -> None:
     with pytest.raises(UsageError) as error:
         _resolve(replace(CLIP, fixed_size=True), size=(256, 256))
-    assert str(error.value) == "--size 256: clip:b32 takes 224 only; drop --size"
+    assert (
+        str(error.value) == "--size 256: clip:b32 takes 224 only; drop --size, or add --tile native"
+    )
     with pytest.raises(UsageError) as error:
         _resolve(replace(CLIP, fixed_size=True), resize="keep")
-    assert str(error.value) == "--resize keep: clip:b32 takes 224 only"
+    assert str(error.value) == (
+        "--resize keep: clip:b32 takes 224 only; add --tile native, or drop it"
+    )
 
 
 def test_a_projection_that_is_not_there_is_refused() -> None:
@@ -98,6 +103,9 @@ def test_bytes_on_disk_count_map_mask_and_headers() -> None:
         ({"resize": "pad"}, {"resize"}),
         ({"size": (28, 28)}, {"size", "grid"}),
         ({"mask": "coverage"}, {"mask"}),
+        ({"tile": "native"}, {"tile", "overlap"}),
+        ({"tile": (112, 112), "overlap": 14}, {"tile", "overlap"}),
+        ({"grid": (8, 12)}, {"grid", "cells"}),
         ({"alpha_threshold": 0.5}, {"alpha_threshold"}),
         ({"names": "full"}, {"names"}),
         ({"feature": "projected"}, {"feature", "norm"}),
@@ -118,3 +126,41 @@ def test_the_fingerprint_differs_where_bytes_would_and_nowhere_else(
 
     before, after = make(), make(**change)
     assert {name for name in before if before[name] != after[name]} == differs
+
+
+def test_windows_free_the_size_of_a_fixed_encoder() -> None:
+    fixed = replace(CLIP, fixed_size=True)
+    geometry = _resolve(fixed, size=(256, 448), tile="native").geometry
+    assert (geometry.size, geometry.grid, geometry.tile) == ((256, 448), (8, 14), (224, 224))
+    kept = _resolve(fixed, resize="keep", tile="native").geometry
+    assert (kept.size, kept.grid, kept.tile) == (None, None, (224, 224))
+    assert _resolve(fixed, tile="native").geometry.size == (224, 224)  # as without windows
+
+
+def test_an_input_smaller_than_a_tile_is_refused() -> None:
+    with pytest.raises(UsageError) as error:
+        _resolve(DINO, size=(448, 112), tile=(224, 224))
+    assert str(error.value) == (
+        "--tile 224: larger than the input, 448,112; take a smaller --tile, or a larger input, for "
+        "example --size 448"
+    )
+
+
+def test_the_size_of_a_window_decides_on_the_position_embeddings() -> None:
+    assert _resolve(CLIP, size=(448, 448), tile="native", pos_embed="hub").tiling is not None
+    with pytest.raises(UsageError, match="--pos_embed hub at 96×96: clip:b32 has no such"):
+        _resolve(CLIP, size=(448, 448), tile=(96, 96), pos_embed="hub")
+
+
+def test_vectors_are_refused_with_tiles_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(featprep.resolve, "want_of", lambda config, storage: Want(prefix=True))
+    with pytest.raises(UsageError, match="--prefix with --tile: each window has its own"):
+        _resolve(DINO, size=(448, 448), tile=(224, 224))
+
+
+def test_a_grid_is_that_of_map_mask_and_bytes() -> None:
+    resolved = _resolve(DINO, size=(224, 448), grid=(8, 12))
+    assert (resolved.geometry.grid, resolved.geometry.cells) == ((8, 12), (16, 32))
+    assert resolved.map_shape == (384, 8, 12)
+    assert resolved.bytes_per_image(meta=False) == 384 * 96 * 4 + 128 + 96 + 128
+    assert _resolve(DINO, resize="keep", grid=(8, 12)).map_shape == (384, 8, 12)

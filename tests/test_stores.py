@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import xxhash
 from featprep.errors import ImageError, OutputError
-from featprep.records import AnyArray, ImageRef, Result
+from featprep.records import AnyArray, Features, ImageRef, Result
 from featprep.stores import STORES
 from featprep.stores.base import is_temporary, sweep, write_whole
 from featprep.stores.npy_tree import NpyTreeStore, read_array
@@ -32,7 +32,7 @@ def result(
     key: str = "a/b", feature: AnyArray = MAP, mask: AnyArray | None = MASK, **meta: Any
 ) -> Result:
     ref = ImageRef(key, f"{key}.png", f"/in/{key}.png", 7, 1)
-    return Result(ref, feature, mask, "0" * 64, {**META, "key": key, **meta})
+    return Result(ref, Features({0: feature}), mask, "0" * 64, {**META, "key": key, **meta})
 
 
 def tree(root: Path) -> dict[str, bytes]:

@@ -267,7 +267,86 @@ def test_another_architecture_than_the_name_says_is_an_error(clip_file: Path) ->
         load_encoder(ModelName("clip", "ViT-B/32", str(clip_file)), LoadOptions())
     assert str(caught.value) == (
         f"clip:ViT-B/32: {clip_file} holds another architecture (patch 14, width 64, 3 blocks, "
-        f"side 224); give it as clip:YOUR_NAME={clip_file}"
+        f"side 224, projected to 32); give it as clip:YOUR_NAME={clip_file}"
+    )
+
+
+BLOCKS = {
+    "clip": "visual.transformer.resblocks.0.mlp.c_fc.weight",
+    "hf": "encoder.layer.0.mlp.fc1.weight",
+    "openclip": "visual.transformer.resblocks.0.mlp.c_fc.weight",
+}
+TWICE = {"hf": "dinov2.", "openclip": "module."}  # what training may put before every name
+
+
+def changed(family: str, folder: Path, change: Any) -> tuple[Path, Path]:
+    """(what to load, what is refused): a tiny checkpoint of which one tensor is another."""
+    path = write_tiny(family, folder)
+    if family == "clip":
+        change_clip(path, change)
+        return path, path
+    (file,) = path.glob("*.safetensors")
+    tensors = load_file(file)
+    change(tensors)
+    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, file, {"format": "pt"})
+    return path, path if family == "hf" else file
+
+
+@pytest.mark.parametrize("family", BLOCKS)
+@pytest.mark.parametrize("kind", ["int8", "uint8", "float8_e4m3fn", "complex64"])
+def test_numbers_that_are_no_weights_by_themselves_are_refused(
+    family: str, kind: str, tmp_path: Path
+) -> None:
+    """torch would take int8 100 for 100.0, and the real part of a complex number for all of it."""
+    key = BLOCKS[family]
+    path, named = changed(
+        family, tmp_path, lambda t: t.update({key: (t[key] * 99).to(getattr(torch, kind))})
+    )
+    assert refusal(path, family) == (
+        f"{family}:test: {named} holds {key} as {kind}, which is quantised or no weight; allowed "
+        "is float32, bfloat16 or float16: get the checkpoint as it was published"
+    )
+
+
+@pytest.mark.parametrize("family", TWICE)
+def test_two_tensors_for_one_name_are_an_error_unless_they_are_equal(
+    family: str, tmp_path: Path
+) -> None:
+    key, other = BLOCKS[family], TWICE[family] + BLOCKS[family]
+    path, named = changed(family, tmp_path / "a", lambda t: t.update({other: t[key] * 2}))
+    assert refusal(path, family) == (
+        f"{family}:test: {named} holds two tensors for {key}; get a clean copy"
+    )
+    path, _ = changed(family, tmp_path / "b", lambda t: t.update({other: t[key]}))
+    assert load(path, family).spec.depth == 3
+
+
+def test_a_tensor_that_clip_does_not_know_is_an_error(clip_file: Path) -> None:
+    change_clip(clip_file, lambda t: t.update({"visual.extra": torch.zeros(1)}))
+    message = refusal(clip_file, "clip")
+    assert message.startswith(f"clip:test: {clip_file} does not fit clip, get a whole copy: ")
+    assert message.endswith('Unexpected key(s) in state_dict: "visual.extra".')
+
+
+def test_shards_that_are_lacking_are_named(hf_folder: Path) -> None:
+    (hf_folder / "model.safetensors").unlink()
+    shards = {str(number): f"model-{number}-of-5.safetensors" for number in range(1, 6)}
+    (hf_folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    (hf_folder / "model-2-of-5.safetensors").write_bytes(b"")
+    assert refusal(hf_folder, "hf") == (
+        f"hf:test: {hf_folder} lacks model-1-of-5.safetensors, model-3-of-5.safetensors, "
+        "model-4-of-5.safetensors and 1 more, which its index names; put all of them there"
+    )
+
+
+@pytest.mark.parametrize("family", BLOCKS)
+def test_a_file_that_is_cut_off_says_so(family: str, tmp_path: Path) -> None:
+    path = write_tiny(family, tmp_path)
+    (file,) = [path] if path.is_file() else path.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    assert refusal(path, family) == (
+        f"{family}:test: {file} is cut off at {file.stat().st_size:,} bytes, as an interrupted "
+        "copy is; get a whole one"
     )
 
 
@@ -276,9 +355,8 @@ def test_a_clip_resnet_a_foreign_file_and_a_whole_training_state_are_told_apart(
 ) -> None:
     file = tmp_path / "x.pt"
     torch.save({"visual.layer1.0.conv1.weight": torch.zeros(1)}, file)
-    assert refusal(file, "clip") == (
-        f"clip:test: {file} is a CLIP ResNet; allowed are vision transformers: ViT-B/32, "
-        "ViT-B/16, ViT-L/14, ViT-L/14@336px"
+    assert refusal(file, "clip").startswith(
+        f"clip:test: {file} is no OpenAI CLIP state dict, it lacks visual.layer2.0.conv1.weight, "
     )
     torch.save({"vision_model.x": torch.zeros(1)}, file)
     assert refusal(file, "clip") == (

@@ -15,7 +15,7 @@ from featprep import encoders, images
 from featprep.config import FIELDS, EncodeConfig, parse_value
 from featprep.decoding import prepare_bytes, prepare_picture
 from featprep.errors import ImageError, UsageError
-from featprep.records import AnyArray, Failure, FeatureMaps, ImageRef, Prepared
+from featprep.records import AnyArray, Failure, FeatureMaps, Features, ImageRef, Prepared
 from featprep.session import Session, open_session
 from featprep.settings import nearest
 
@@ -37,7 +37,8 @@ def encode(images: ImageLike | Iterable[ImageLike], *, model: str, **settings: A
     command line (`size=448`, `size=(224, 448)`, `resize="pad"`, `fp16=True` …).
 
     Returns FeatureMaps: `.map` (B, C, grid_h, grid_w) float32 or float16, `.masks` (B, grid_h,
-    grid_w) uint8, or None with mask="none". Row i is image i. Raises UsageError for a bad setting,
+    grid_w) uint8, or None with mask="none"; with `layer=(11, 5)` `.maps` by layer, with `prefix`,
+    `pooled` and `masked_pool` those vectors. Row i is image i. Raises UsageError for a bad setting,
     WeightsError, and ImageError for the first image that cannot be read or encoded, naming its
     position.
 
@@ -49,9 +50,24 @@ def encode(images: ImageLike | Iterable[ImageLike], *, model: str, **settings: A
     if not prepared:
         raise UsageError("featprep.encode was given no image; give it at least one")
     features = _features(prepared, session)
-    layer = session.encoder.spec.depth - 1
     masks = [item.mask for item in prepared if item.mask is not None]
-    return FeatureMaps({layer: np.stack(features)}, masks=np.stack(masks) if masks else None)
+    return _stacked(features, np.stack(masks) if masks else None, session)
+
+
+def _stacked(rows: list[Features], masks: AnyArray | None, session: Session) -> FeatureMaps:
+    def stack(name: str) -> AnyArray | None:
+        return np.stack([row.vectors[name] for row in rows]) if name in rows[0].vectors else None
+
+    layers = session.resolved.want.layers
+    names = {layer: f"masked@{layer}" if i else "masked" for i, layer in enumerate(layers)}
+    masked = {layer: stack(name) for layer, name in names.items()}
+    return FeatureMaps(
+        {layer: np.stack([row.maps[layer] for row in rows]) for layer in layers},
+        stack("prefix"),
+        stack("pooled"),
+        masks,
+        {layer: mean for layer, mean in masked.items() if mean is not None} or None,
+    )
 
 
 def _config(model: str, settings: dict[str, Any]) -> EncodeConfig:
@@ -107,7 +123,7 @@ def _prepare_array(name: str, image: Image.Image | AnyArray, session: Session) -
     return prepare_picture(picture, picture.alpha, ref, session.resolved.geometry, sha256)
 
 
-def _features(prepared: list[Prepared], session: Session) -> list[AnyArray]:
+def _features(prepared: list[Prepared], session: Session) -> list[Features]:
     shapes = {item.pixels.shape[1:] for item in prepared}
     if len(shapes) > 1:
         sizes = ", ".join(f"{h}×{w}" for h, w in sorted(shapes))

@@ -14,9 +14,10 @@ import numpy as np
 
 from featprep.encoders.base import Encoder, Want
 from featprep.errors import OutOfMemoryError
-from featprep.records import AnyArray, Failure, Prepared
+from featprep.pooling import masked_vectors
+from featprep.records import AnyArray, Failure, FeatureMaps, Features, Prepared
 
-Row = tuple[Prepared, AnyArray, tuple[str, ...]]  # the image, its map, notes
+Row = tuple[Prepared, Features, tuple[str, ...]]  # the image, what was taken from it, notes
 
 
 class SizeQueues:
@@ -46,6 +47,7 @@ class SizeQueues:
 class BatchEncoder:
     """Runs an encoder over batches of one size. `exact` builds the float32 twin when it is needed.
 
+    `masked_pool`: the mean over the cells of the mask too, which every image must then have.
     `size` shrinks when the device runs out of memory and stays so for the rest of the run.
     """
 
@@ -55,6 +57,7 @@ class BatchEncoder:
     exact: Callable[[], Encoder]
     compute: str = "float32"
     on_halved: Callable[[int], None] = lambda size: None
+    masked_pool: bool = False
 
     def encode(self, images: Sequence[Prepared]) -> Iterator[Row | Failure]:
         """One outcome an image, in order."""
@@ -72,46 +75,89 @@ class BatchEncoder:
                 yield from self._finish(part, maps)
             start += len(part)
 
-    def _forward(self, encoder: Encoder, want: Want, part: Sequence[Prepared]) -> AnyArray | None:
-        """(B, C, gh, gw) of a padded batch, or None where memory ran out."""
+    def _forward(
+        self, encoder: Encoder, want: Want, part: Sequence[Prepared]
+    ) -> FeatureMaps | None:
+        """What a padded batch gives, or None where memory ran out."""
         pixels = np.zeros((self.size, *part[0].pixels.shape), dtype=np.uint8)
         for row, image in zip(pixels, part, strict=False):
             row[...] = image.pixels
         try:
-            return encoder.encode(pixels, want).map
+            return encoder.encode(pixels, want)
         except OutOfMemoryError:
             return None
 
-    def _finish(self, part: Sequence[Prepared], maps: AnyArray) -> Iterator[Row | Failure]:
-        for image, feature in zip(part, maps, strict=False):
-            _check_grid(image, feature)
-            if np.isfinite(feature).all():
-                yield image, feature, ()
+    def _finish(self, part: Sequence[Prepared], maps: FeatureMaps) -> Iterator[Row | Failure]:
+        for i, image in enumerate(part):
+            features = _row(maps, i)
+            _check_grids(image, features)
+            if _not_finite(features) is None:
+                yield image, self._with_masked(image, features), ()
             else:
                 yield self._again(image)
 
     def _again(self, image: Prepared) -> Row | Failure:
-        """In float32, for a map that is not finite or does not fit float16."""
+        """In float32, where something is not finite or does not fit float16."""
         maps = self._forward(self.exact(), replace(self.want, dtype="float32"), [image])
         if maps is None:
             return _failed(image, "the device has no memory to encode it again in float32")
-        feature = maps[0]
-        if not np.isfinite(feature).all():
-            return _failed(image, "its map is not finite, in float32 either")
-        with np.errstate(over="ignore"):
-            stored = feature.astype(self.want.dtype)
-        if not np.isfinite(stored).all():
-            largest = float(np.abs(feature).max())
-            reason = f"its map reaches {largest:.4g} and does not fit float16; run without --fp16"
+        exact = _row(maps, 0)
+        bad = _not_finite(exact)
+        if bad is not None:
+            return _failed(image, f"its {bad} is not finite, in float32 either")
+        stored = _cast(exact, self.want.dtype)
+        bad = _not_finite(stored)
+        if bad is not None:
+            largest = float(np.abs(dict(_named(exact))[bad]).max())
+            reason = f"its {bad} reaches {largest:.4g} and does not fit float16; run without --fp16"
             return _failed(image, reason)
         note = f"encoded again in float32: not finite in {self.compute} stored as {self.want.dtype}"
-        return image, stored, (note,)
+        return image, self._with_masked(image, stored), (note,)
+
+    def _with_masked(self, image: Prepared, features: Features) -> Features:
+        """Of the maps as they are stored, so that anyone can make it again from the files."""
+        if not self.masked_pool:
+            return features
+        assert image.mask is not None, "--masked_pool with --mask none is refused"
+        masked = masked_vectors(features.maps, image.mask)
+        return replace(features, vectors={**features.vectors, **masked})
 
 
-def _check_grid(image: Prepared, feature: AnyArray) -> None:
+def _row(maps: FeatureMaps, i: int) -> Features:
+    vectors = {"prefix": maps.prefix, "pooled": maps.pooled}
+    return Features(
+        {layer: map_[i] for layer, map_ in maps.maps.items()},
+        {name: array[i] for name, array in vectors.items() if array is not None},
+    )
+
+
+def _cast(features: Features, dtype: str) -> Features:
+    with np.errstate(over="ignore"):
+        return Features(
+            {layer: map_.astype(dtype) for layer, map_ in features.maps.items()},
+            {name: array.astype(dtype) for name, array in features.vectors.items()},
+        )
+
+
+def _named(features: Features) -> Iterator[tuple[str, AnyArray]]:
+    """Every array, as a failure calls it."""
+    alone = len(features.maps) == 1
+    for layer, map_ in features.maps.items():
+        yield "map" if alone else f"map of layer {layer}", map_
+    for name, array in features.vectors.items():
+        yield f"{name} vector", array
+
+
+def _not_finite(features: Features) -> str | None:
+    """The first array that is not."""
+    return next((name for name, array in _named(features) if not np.isfinite(array).all()), None)
+
+
+def _check_grids(image: Prepared, features: Features) -> None:
     cells = tuple(image.meta["geometry"]["grid"])
-    if feature.shape[1:] != cells:
-        raise AssertionError(f"the encoder gave cells {feature.shape[1:]}, its grid() {cells}")
+    for map_ in features.maps.values():
+        if map_.shape[1:] != cells:
+            raise AssertionError(f"the encoder gave cells {map_.shape[1:]}, its grid() {cells}")
 
 
 def _failed(image: Prepared, reason: str) -> Failure:

@@ -1,313 +1,236 @@
-"""Whether our maps are the maps that upstream's own modules give, on generated images.
+"""Whether an encoder's maps are those of its reference, and depend on nothing but their image.
 
-The references load weights and pixels their own way: clip.load, from_pretrained, torchvision's
-ToTensor and Normalize. Knows no file of results and prints nothing.
+Compares and judges. Knows no file and prints nothing; the questions are in certify_cases.
 """
 
 from __future__ import annotations
 
-import inspect
-import math
+import gc
+import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Literal
 
 import numpy as np
 
-from featprep.encoders import load_encoder
-from featprep.encoders.base import EncoderSpec, Feature, LoadOptions, ModelName, Want
-from featprep.encoders.huggingface import quiet_transformers
-from featprep.encoders.openai_clip import MEAN, STD, import_clip
-from featprep.encoders.openclip import import_open_clip
-from featprep.records import AnyArray, UInt8
+from featprep.certify_cases import Case, default_cases, generate_images, is_offered
+from featprep.encoders import describe, load_encoder
+from featprep.encoders.base import (
+    ComputeDtype,
+    Encoder,
+    EncoderSpec,
+    LoadOptions,
+    ModelName,
+    PosEmbed,
+    Want,
+)
+from featprep.records import AnyArray, FeatureMaps
+from featprep.references import open_reference
+from featprep.references.conversions import CONVERSIONS, openai_state
 
-if TYPE_CHECKING:
-    from torch import Tensor
+__all__ = [
+    "Case", "Difference", "Verdict", "certify", "certify_conversion", "default_cases",
+    "generate_images", "measure",
+]  # fmt: skip
 
 TOLERANCE = 1e-4  # of max(1, rms of the reference), in float32
+LEAST_COSINE = 0.999  # of the whole map, in bfloat16 and float16
+Rule = Literal["close", "aligned", "equal"]
+_OWN = ("neighbours", "order", "alone")
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    height: int
-    width: int
-    batch: int
-    feature: Feature = "patch"
+class Difference:
+    """How far an array is from what it should be. `cosine`: of the whole arrays, flattened;
+    `low_cosine`: the 1st percentile of the cosines of their cells. `rms`: of what it should be."""
 
-    @property
-    def pixels(self) -> UInt8:
-        return generate_images(self.batch, self.height, self.width)
-
-
-@dataclass(frozen=True, slots=True)
-class Parity:
-    """How far a map is from its reference. `cosine`: of the whole maps, flattened."""
-
-    case: Case
     max_abs: float
     rms: float
     relative: float  # ‖ours − reference‖ / ‖reference‖
     cosine: float
+    low_cosine: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`part`: what was compared, map@11, prefix, pooled against the reference; or our own map of
+    one image against itself: alone, among others (neighbours), in another order.
+
+    `rule`: close, within TOLERANCE; aligned, of reduced precision; equal, bit for bit.
+    """
+
+    case: Case
+    part: str
+    rule: Rule
+    difference: Difference
+
+    @property
+    def is_own(self) -> bool:
+        """Whether ours is held against itself."""
+        return self.part in _OWN
+
+    @property
+    def share(self) -> float:
+        """Of what the rule allows, how much is used: above 1 it is broken."""
+        found = self.difference
+        if not np.isfinite([found.max_abs, found.cosine]).all():
+            return float("inf")
+        if self.rule == "aligned":
+            return (1 - found.cosine) / (1 - LEAST_COSINE)
+        if self.rule == "equal":
+            return float("inf") if found.max_abs else 0.0
+        return found.max_abs / (TOLERANCE * max(1.0, found.rms))
 
     @property
     def is_within(self) -> bool:
-        return self.max_abs <= TOLERANCE * max(1.0, self.rms)
+        return self.share <= 1
 
 
-def compare(case: Case, ours: AnyArray, reference: AnyArray) -> Parity:
-    """Raises ValueError if the shapes differ: they are never broadcast."""
-    if ours.shape != reference.shape:
-        raise ValueError(f"{case}: our map is {ours.shape}, the reference {reference.shape}")
-    left, right = ours.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
-    difference, norm = left - right, float(np.linalg.norm(right))
-    return Parity(
-        case,
-        max_abs=float(np.abs(difference).max()),
-        rms=norm / len(right) ** 0.5,
-        relative=float(np.linalg.norm(difference)) / norm,
-        cosine=float(left @ right) / float(np.linalg.norm(left) * norm),
-    )
-
-
-def default_cases(spec: EncoderSpec) -> list[Case]:
-    """The native size, larger or smaller ones, H > W and H < W; batches of 1 and 7."""
-    p = spec.patch
-    features: list[Feature] = ["patch", "projected"] if spec.projected_dim else ["patch"]
-    sizes = [(*spec.native_size, 1), (18 * p, 18 * p, 1), (6 * p, 10 * p, 7), (11 * p, 5 * p, 1)]
-    return [Case(*size, feature) for size in sizes for feature in features]
+_NO_LIKENESS = Difference(float("inf"), 0.0, float("inf"), 0.0, 0.0)
+_NOTHING: AnyArray = np.empty(0)
 
 
 def certify(
-    name: ModelName, cases: Sequence[Case], options: LoadOptions | None = None
-) -> list[Parity]:
-    """Compare one encoder, loaded by load_encoder, with its family's reference on every case.
+    name: ModelName, cases: Sequence[Case] | None = None, options: LoadOptions | None = None
+) -> list[Verdict]:
+    """Every case against the family's reference, and, of the default ones, invariance too.
 
-    The reference is let go before ours is loaded: only one model is held at a time.
+    One model is held at a time: ours in each precision, then the reference. Raises WeightsError.
     """
-    references = list(REFERENCES[name.family](name, cases))
-    encoder = load_encoder(name, options or LoadOptions())
+    asked = default_cases(_spec(name)) if cases is None else cases
+    answers, own = _answers(name, asked, options or LoadOptions(), is_whole=cases is None)
+    return [*_against_reference(name, answers), *own]
+
+
+def certify_conversion(name: ModelName, family: str) -> list[Verdict]:
+    """The weights of a ViT of clip: through another library: our encoder of `family` on what
+    conversions makes of them, against our encoder of clip:, in float32. Raises WeightsError."""
+    with tempfile.TemporaryDirectory(prefix="featprep-convert-") as folder:
+        path = CONVERSIONS[family](openai_state(name), Path(folder))
+        other = ModelName(family, "converted", str(path))
+        specs = [_spec(name), _spec(other)]
+        cases = [
+            case
+            for case in default_cases(specs[0])
+            if not case.is_reduced and is_offered(specs[1], case.want)
+        ]
+        ours, theirs = (_answers(one, cases, LoadOptions())[0] for one in (name, other))
+    return [verdict for case in cases for verdict in compare(case, theirs[case], ours[case])]
+
+
+def _spec(name: ModelName) -> EncoderSpec:
+    return describe(name) or load_encoder(name, LoadOptions()).spec
+
+
+Answers = dict[Case, FeatureMaps]
+
+
+def _answers(
+    name: ModelName, cases: Sequence[Case], options: LoadOptions, *, is_whole: bool = False
+) -> tuple[Answers, list[Verdict]]:
+    """(what our encoder gives, and with `is_whole` how it holds against itself)."""
+
+    def setting(case: Case) -> tuple[ComputeDtype, PosEmbed]:
+        return case.compute, case.pos_embed
+
+    answers, own = Answers(), list[Verdict]()
+    for (compute, pos_embed), alike in groupby(sorted(cases, key=setting), setting):
+        group = list(alike)
+        want = Want(pooled=any(case.want.pooled for case in group))
+        encoder = load_encoder(
+            name, replace(options, compute=compute, pos_embed=pos_embed, want=want)
+        )
+        answers |= {case: encoder.encode(case.pixels, case.want) for case in group}
+        if is_whole and pos_embed == "transformers":
+            own += invariance(encoder, min(group, key=lambda case: case.height * case.width))
+        del encoder  # before the next is loaded
+        gc.collect()
+    return answers, own
+
+
+def _against_reference(name: ModelName, answers: Answers) -> list[Verdict]:
+    """The reference sees each batch once for all that is asked of it."""
+
+    def batch(case: Case) -> tuple[str, int, int, int]:
+        return case.pos_embed, case.height, case.width, case.batch
+
+    verdicts: list[Verdict] = []
+    for pos_embed, group in groupby(sorted(answers, key=batch), lambda case: case.pos_embed):
+        with warnings.catch_warnings():  # upstream's, of its own deprecations
+            warnings.simplefilter("ignore")
+            reference = open_reference(name, pos_embed)
+            for _, alike in groupby(group, batch):
+                cases = list(alike)
+                found = reference.answer(cases[0].pixels, [case.want for case in cases])
+                for case, expected in zip(cases, found, strict=True):
+                    verdicts += compare(case, answers[case], expected)
+        del reference
+        gc.collect()
+    return verdicts
+
+
+def compare(case: Case, ours: FeatureMaps, reference: FeatureMaps) -> list[Verdict]:
+    """A verdict on each array there is: every layer's map, the prefix, the pooled vector."""
+    rule: Rule = "aligned" if case.is_reduced else "close"
+    left, right = _parts(ours), _parts(reference)
+    verdicts = []
+    for part in {**left, **right}:
+        found, wanted = left.get(part, _NOTHING), right.get(part, _NOTHING)
+        if found.shape != wanted.shape or not found.size:  # never broadcast
+            part = f"{part} is {found.shape}, not {wanted.shape}"
+            verdicts.append(Verdict(case, part, rule, _NO_LIKENESS))
+        else:
+            axis = 1 if part.startswith("map") else -1
+            verdicts.append(Verdict(case, part, rule, measure(found, wanted, axis)))
+    return verdicts
+
+
+def _parts(found: FeatureMaps) -> dict[str, AnyArray]:
+    maps = {f"map@{layer}": array for layer, array in found.maps.items()}
+    more = {"prefix": found.prefix, "pooled": found.pooled}
+    return maps | {part: array for part, array in more.items() if array is not None}
+
+
+def measure(ours: AnyArray, reference: AnyArray, axis: int = 1) -> Difference:
+    """Of two arrays of one shape. `axis`: the channels'."""
+    left, right = ours.astype(np.float64), reference.astype(np.float64)
+    difference, tiny = left - right, np.finfo(np.float64).tiny
+    lengths = np.linalg.norm(left, axis=axis) * np.linalg.norm(right, axis=axis)
+    norm, own = float(np.linalg.norm(right)), float(np.linalg.norm(left))
+    return Difference(
+        max_abs=float(np.abs(difference).max()),
+        rms=norm / right.size**0.5,
+        relative=float(np.linalg.norm(difference)) / max(norm, tiny),
+        cosine=float((left * right).sum()) / max(own * norm, tiny),
+        low_cosine=float(np.quantile((left * right).sum(axis) / np.maximum(lengths, tiny), 0.01)),
+    )
+
+
+def invariance(encoder: Encoder, like: Case) -> list[Verdict]:
+    """That the first image's map does not depend on the others of its batch, in this precision.
+
+    Padded to the same size it is the same bits; alone it may differ as another order of additions
+    does.
+    """
+    case = replace(like, batch=4, want=Want())
+    pixels = case.pixels
+    padded, alone = pixels.copy(), pixels[:1]
+    padded[1:] = 0
+
+    def first(batch: AnyArray, place: int = 0) -> AnyArray:
+        return encoder.encode(np.ascontiguousarray(batch), case.want).map[[place]]
+
+    expected = first(pixels)
+    size: Rule = "aligned" if case.is_reduced else "close"
     return [
-        compare(case, encoder.encode(case.pixels, Want(feature=case.feature)).map, reference)
-        for case, reference in zip(cases, references, strict=True)
-    ]
-
-
-def generate_images(count: int, height: int, width: int) -> UInt8:
-    """(count, 3, H, W): smooth gradients, one unlike the other, under noise."""
-    noise = np.random.default_rng([count, height, width]).integers(0, 96, (count, 3, height, width))
-    rows, columns = np.mgrid[0:height, 0:width]
-    images = [
-        [(rows * (i + 1) + columns * (c + 1) * 2) * 160 // (height + width) % 160 for c in range(3)]
-        for i in range(count)
-    ]
-    return (np.asarray(images) + noise).astype(np.uint8)
-
-
-def clip_references(name: ModelName, cases: Sequence[Case]) -> Iterator[AnyArray]:
-    """openai/CLIP's own model. `projected`: its ln_post and proj on every token, of which CLS must
-    be what encode_image returns."""
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model, _ = import_clip().load(name.path or name.id, device="cpu")
-    visual, native = model.visual, model.visual.positional_embedding.detach().clone()
-    kept: list[Any] = []
-    visual.transformer.resblocks[-1].register_forward_hook(lambda *call: kept.append(call[-1]))
-    for case in cases:
-        visual.positional_embedding.data = _transformers_positions(
-            native, visual.input_resolution, visual.conv1.kernel_size[0], case
+        Verdict(case, part, rule, measure(found, expected))
+        for part, rule, found in zip(
+            _OWN,
+            ("equal", "equal", size),
+            (first(padded), first(pixels[::-1], -1), first(alone)),
+            strict=True,
         )
-        with torch.inference_mode():
-            image = model.encode_image(_pixel_values(case.pixels, MEAN, STD))
-            tokens = kept.pop().permute(1, 0, 2)
-            if case.feature == "projected":
-                tokens = visual.ln_post(tokens) @ visual.proj
-                torch.testing.assert_close(tokens[:, 0], image, rtol=1e-4, atol=1e-4)
-        yield _as_map(tokens[:, 1:], case, visual.conv1.kernel_size[0])
-
-
-def _transformers_positions(native: Tensor, side: int, patch: int, case: Case) -> Tensor:
-    """Position embeddings (1 + cells, C) of this size by transformers' own CLIPVisionEmbeddings."""
-    import torch
-    from transformers import CLIPVisionConfig
-    from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
-
-    config: Any = CLIPVisionConfig(
-        hidden_size=native.shape[1],
-        num_attention_heads=1,
-        image_size=side,
-        patch_size=patch,
-    )
-    embeddings: Any = CLIPVisionEmbeddings(config)
-    embeddings.position_embedding.weight.data = native
-    cells = (case.height // config.patch_size) * (case.width // config.patch_size)
-    tokens = torch.empty(1, 1 + cells, native.shape[1])
-    positions: Tensor = embeddings.interpolate_pos_encoding(tokens, case.height, case.width)
-    return positions[0].detach()
-
-
-def hf_references(name: ModelName, cases: Sequence[Case]) -> Iterator[AnyArray]:
-    """transformers' own class that config.json names, whole: the last cells of what its vision
-    model returns. `projected`: its own norm and layer on every token; of CLIPs, CLS must be what
-    get_image_features returns."""
-    import torch
-    import transformers
-
-    library: Any = transformers
-    source = name.path or name.id
-    with quiet_transformers():
-        processor = library.AutoImageProcessor.from_pretrained(source)
-        architecture = library.AutoConfig.from_pretrained(source).architectures[0]
-        model = getattr(library, architecture).from_pretrained(source, dtype=torch.float32).eval()
-    vision = getattr(model, "vision_model", None) or getattr(model, "vit", model)
-    is_flagged = "interpolate_pos_encoding" in inspect.signature(vision.forward).parameters
-    flags = {"interpolate_pos_encoding": True} if is_flagged else {}
-    patch = getattr(vision.config, "patch_size", 32)  # ConvNeXt's config has none
-    for case in cases:
-        pixels = _pixel_values(case.pixels, processor.image_mean, processor.image_std)
-        with torch.inference_mode():
-            tokens = vision(pixel_values=pixels, **flags).last_hidden_state
-            if case.feature == "projected" and hasattr(model, "vision_proj"):
-                tokens = model.vision_proj(tokens)  # BlipForImageTextRetrieval
-            elif case.feature == "projected":
-                tokens = model.visual_projection(vision.post_layernorm(tokens))
-                image = model.get_image_features(pixels, **flags).pooler_output
-                torch.testing.assert_close(tokens[:, 0], image, rtol=1e-4, atol=1e-4)
-        cells = (case.height // patch) * (case.width // patch)
-        yield _as_map(tokens[:, tokens.shape[1] - cells :], case, patch)
-
-
-def openclip_references(name: ModelName, cases: Sequence[Case]) -> Iterator[AnyArray]:
-    """open_clip's create_model and encode_image, and a hook on the last block or stage."""
-    import torch
-
-    model = _open_clip_model(name)
-    visual, said = model.visual, import_open_clip().get_model_preprocess_cfg(model)
-    stage, patch, kept = _last_stage(visual), _stride(visual), list[Any]()
-    stage.register_forward_hook(lambda *call: kept.append(call[-1]))
-    native = {key: item.detach().clone() for key, item in visual.named_parameters()}
-    for case in cases:
-        _set_positions(visual, native, patch, case)
-        with torch.inference_mode():
-            image = model.encode_image(_pixel_values(case.pixels, said["mean"], said["std"]))
-            tokens = kept.pop()
-            tokens = tokens.flatten(2).mT if tokens.ndim == 4 else tokens
-            if case.feature == "projected":
-                tokens = _open_clip_head(visual, tokens, image)
-            elif hasattr(visual, "trunk") and getattr(visual.trunk, "global_pool", "") == "map":
-                tokens = visual.trunk.norm(tokens)
-        cells = (case.height // patch) * (case.width // patch)
-        yield _as_map(tokens[:, tokens.shape[1] - cells :], case, patch)
-
-
-def _open_clip_model(name: ModelName) -> Any:
-    from torch import nn
-
-    library, (arch, _, tag) = import_open_clip(), name.id.partition("/")
-    if name.path and Path(name.path).is_dir():
-        model = library.create_model(f"local-dir:{name.path}")
-    else:
-        said = library.get_pretrained_cfg(arch, tag)
-        quick = said.get("quick_gelu", False)
-        model = library.create_model(
-            arch,
-            pretrained=None if name.path else tag,
-            force_quick_gelu=quick,
-            force_preprocess_cfg=said,
-            pretrained_text=False,
-        )
-        if name.path:
-            state = library.factory.load_state_dict(name.path)
-            own = {key[7:]: item for key, item in state.items() if key.startswith("visual.")}
-            model.visual.load_state_dict(own)
-    if hasattr(model.visual, "attnpool"):  # made for one size: kept aside, for what is projected
-        model.visual.pool, model.visual.attnpool = model.visual.attnpool, nn.Identity()
-    return model.eval()
-
-
-def _last_stage(visual: Any) -> Any:
-    if hasattr(visual, "trunk"):
-        trunk = visual.trunk
-        return trunk.blocks[-1] if hasattr(trunk, "blocks") else trunk.stages[-1]
-    return visual.layer4 if hasattr(visual, "layer4") else visual.transformer.resblocks[-1]
-
-
-def _stride(visual: Any) -> int:
-    if hasattr(visual, "trunk"):
-        return int(visual.trunk.feature_info[-1]["reduction"])
-    return 32 if hasattr(visual, "layer4") else int(visual.patch_size[0])
-
-
-def _set_positions(visual: Any, native: dict[str, Tensor], patch: int, case: Case) -> None:
-    """transformers' interpolation in place of open_clip's and timm's, which antialias."""
-    import torch
-
-    owner, key = visual, "positional_embedding"
-    if hasattr(visual, "trunk"):
-        if not hasattr(visual.trunk, "set_input_size"):
-            return
-        visual.set_input_size((case.height, case.width))
-        owner, key = visual.trunk, "pos_embed"
-    if getattr(owner, key, None) is None:
-        return
-    table = native[key if owner is visual else f"trunk.{key}"]
-    rows, side = table.reshape(-1, table.shape[-1]), math.isqrt(table.shape[-2])
-    prefix = len(rows) - side**2
-    padded = torch.cat((rows[:1], rows[prefix:]))  # transformers' has one row before the cells
-    placed = _transformers_positions(padded, side * patch, patch, case)
-    getattr(owner, key).data = torch.cat((rows[:prefix], placed[1:])).reshape(
-        *table.shape[:-2], -1, table.shape[-1]
-    )
-
-
-def _open_clip_head(visual: Any, tokens: Tensor, image: Tensor) -> Tensor:
-    """The head on every token; on the pooled one it must be what encode_image returns."""
-    import torch
-    from torch.nn.functional import linear
-
-    if hasattr(visual, "pool"):
-        value, out = visual.pool.v_proj, visual.pool.c_proj
-        return linear(linear(tokens, value.weight, value.bias), out.weight, out.bias)
-    trunk = getattr(visual, "trunk", None)
-    averages = (
-        getattr(trunk, "global_pool", None) != "token" if trunk else visual.pool_type == "avg"
-    )
-
-    def head(rows: Tensor) -> Any:
-        if trunk is None:
-            return visual.ln_post(rows) @ visual.proj
-        if hasattr(trunk, "blocks"):
-            return visual.head(trunk.head(trunk.fc_norm(trunk.norm(rows))))
-        norm = trunk.head.norm  # ConvNeXt's, over channels
-        shape = rows.shape[-1:]
-        return visual.head(torch.layer_norm(rows, shape, norm.weight, norm.bias, norm.eps))
-
-    prefix = 1 if trunk is None else getattr(trunk, "num_prefix_tokens", 0)
-    pooled = tokens[:, prefix:].mean(1) if averages else tokens[:, 0]
-    torch.testing.assert_close(head(pooled), image, rtol=1e-4, atol=1e-4)
-    projected: Tensor = head(tokens)
-    return projected
-
-
-def _pixel_values(pixels: UInt8, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    import torch
-    from torchvision.transforms import functional
-
-    images = [functional.to_tensor(np.moveaxis(image, 0, -1)) for image in pixels]
-    return torch.stack([functional.normalize(image, list(mean), list(std)) for image in images])
-
-
-def _as_map(cells: Tensor, case: Case, patch: int) -> AnyArray:
-    rows, columns = case.height // patch, case.width // patch
-    array: AnyArray = cells.unflatten(1, (rows, columns)).permute(0, 3, 1, 2).numpy()  # type: ignore[no-untyped-call]
-    return array
-
-
-REFERENCES: dict[str, Callable[[ModelName, Sequence[Case]], Iterator[AnyArray]]] = {
-    "clip": clip_references,
-    "hf": hf_references,
-    "openclip": openclip_references,
-}
+    ]

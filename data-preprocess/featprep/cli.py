@@ -17,6 +17,8 @@ COMMANDS = {
     "encode": ("featprep.commands.encode", "images → feature maps and masks"),
     "show": ("featprep.commands.show", "one result as a picture: image | mask | components"),
     "models": ("featprep.commands.models", "the encoders there are"),
+    "fetch": ("featprep.commands.fetch", "weights, for machines that will have no network"),
+    "certify": ("featprep.commands.certify", "our maps against upstream's own modules"),
     "settings": ("featprep.commands.settings", "every setting of encode, as a table"),
 }
 

@@ -63,6 +63,25 @@ class EncodeConfig:
         kinds.count(1, example=16384),
         "with --resize keep: images of more cells are made smaller, to this many",
     )
+    tile: tuple[int, int] | str | None = _setting(
+        None,
+        kinds.size(),
+        "encode large inputs in windows of this size, the encoder's native one or a multiple of "
+        "the patch, and blend them",
+        "no windows",
+    )
+    overlap: int | None = _setting(
+        None,
+        kinds.count(0, example=56),
+        "with --tile: pixels that neighbouring windows share, rounded to whole patches",
+        "a quarter of the tile",
+    )
+    grid: tuple[int, int] | None = _setting(
+        None,
+        kinds.cells(),
+        "resample every map to these cells, and make the mask anew for them",
+        "the network's own",
+    )
     background: str = _setting(
         "black", kinds.colour(), "what stands behind transparent pixels and in padding"
     )
@@ -77,10 +96,39 @@ class EncodeConfig:
     mask_dir: str | None = _setting(
         None, kinds.text("a folder"), "masks from image files of the same key, instead of alpha"
     )
+    layer: tuple[int, ...] = _setting(
+        (-1,),
+        kinds.layers(),
+        "blocks (stages of a CNN) to take: 0 is the first, -1 the last; the first listed is "
+        "NAME.npy, the others NAME@L.npy",
+        "-1",
+    )
+    norm: str = _setting(
+        "auto",
+        kinds.choice("auto", "final", "none"),
+        "the model's last norm: as its family has the last block, and none before; on every "
+        "layer; on none",
+    )
     feature: str = _setting(
         "patch",
-        kinds.choice("patch", "projected"),
-        "last block's map; or, for CLIP, the final norm and projection of each patch",
+        kinds.choice("patch", "projected", "value"),
+        "a layer's map; or of the last, for models of images and texts: the final norm and "
+        "projection of each patch; the same of its attention's value path",
+    )
+    facet: str = _setting(
+        "token",
+        kinds.choice("token", "query", "key", "value"),
+        "what a block gives; or, of its attention, queries, keys or values, heads concatenated, "
+        "before rotation and scaling",
+    )
+    prefix: bool = _setting(
+        False, kinds.switch(), "CLS and register tokens of the first layer into NAME_vec.npz"
+    )
+    pooled: bool = _setting(
+        False, kinds.switch(), "the model's vector of the whole image into NAME_vec.npz"
+    )
+    masked_pool: bool = _setting(
+        False, kinds.switch(), "the mean over the mask's cells, of each layer, into NAME_vec.npz"
     )
     pos_embed: str = _setting(
         "transformers",
@@ -150,8 +198,12 @@ class EncodeConfig:
                 raise UsageError(f"--{name} is required: {about['help']}, {about['kind'].allowed}")
         if self.quiet and self.verbose:
             raise UsageError("--quiet and --verbose exclude each other: drop one, or --no_quiet")
+        if self.overlap is not None and self.tile is None:
+            raise UsageError("--overlap is of --tile: add --tile native, or drop it")
         if self.mask_dir is not None and self.mask == "none":
             raise UsageError("--mask_dir with --mask none: drop one of them")
+        if self.masked_pool and self.mask == "none":
+            raise UsageError("--masked_pool with --mask none: there are no cells; drop one of them")
         if self.mask_dir is not None and not Path(self.mask_dir).is_dir():
             raise UsageError(f"--mask_dir {shown(self.mask_dir)}: no such folder; check the path")
         if self.resize in ("keep", "native") and self.size not in (None, "native"):

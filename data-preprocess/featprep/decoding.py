@@ -83,9 +83,9 @@ def prepare_picture(
 
 
 def _placement_notes(geometry: Geometry, placement: Placement) -> list[str]:
-    (height, width), (rows, columns) = placement.source, placement.grid
-    whole = max(1, height // placement.patch) * max(1, width // placement.patch)
-    if geometry.resize != "keep" or rows * columns == whole:
+    (height, width), patch = placement.source, geometry.multiple or geometry.patch
+    whole = max(1, height // patch) * max(1, width // patch) * patch**2
+    if geometry.resize != "keep" or placement.footprint[0] * placement.footprint[1] == whole:
         return []
     limit = f"--max_tokens {geometry.max_tokens}"
     return [f"made smaller, to {placement.canvas[1]}×{placement.canvas[0]}, by {limit}"]

@@ -19,6 +19,7 @@ from featprep.errors import UsageError
 _COMPUTE: dict[str, ComputeDtype] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _LIBRARIES = ("torch", "torchvision", "transformers", "clip", "numpy", "pillow")
 _CPU_BATCH = 8
+_LARGEST_MAPS = 2**30  # bytes of one batch's maps in float32, blended from windows on the host
 _LARGEST_BATCH = 128  # beyond, a GPU is busy anyway and only the waiting grows
 _MOST_WORKERS = 16
 
@@ -105,6 +106,20 @@ def choose_batch_size(
     while batch > 1 and batch * _bytes_an_image(spec, size or spec.native_size) > memory // 4:
         batch //= 2
     return batch, f"{memory / 2**30:.0f} GiB of GPU memory"
+
+
+def choose_window_batch(
+    device: str, spec: EncoderSpec, tile: tuple[int, int], size: tuple[int, int] | None
+) -> tuple[int, str]:
+    """With --tile: a forward pass sees windows, but the host holds the maps of whole images, of
+    which some are large where each has its own size (`size` None)."""
+    batch, reason = choose_batch_size(device, spec, sizes_vary=False, size=tile)
+    if size is None:
+        return min(batch, _CPU_BATCH), "windows of images of their own sizes"
+    cells = (size[0] // spec.patch) * (size[1] // spec.patch)
+    while batch > 1 and batch * cells * spec.hidden_dim * 4 > _LARGEST_MAPS:
+        batch, reason = batch // 2, f"{_LARGEST_MAPS / 2**30:.0f} GiB of maps"
+    return batch, reason
 
 
 def _bytes_an_image(spec: EncoderSpec, size: tuple[int, int]) -> int:

@@ -6,7 +6,7 @@ encoder and no normalisation: the network gets bytes.
 
 Coordinates are continuous: pixel k covers [k, k + 1), its centre lies at k + 0.5. On either axis
 
-    network = source * resized_size / source_size - offset        cell = network / patch
+    network = source * resized_size / source_size - offset    cell = network * grid / footprint
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageChops
 
+from featprep.errors import ImageError
 from featprep.records import AnyArray, Picture, UInt8
 
 Size = tuple[int, int]  # (height, width), or (rows, columns)
@@ -46,10 +48,13 @@ class Geometry:
     """What a run asks for one encoder, resolved against it. Plain values: picklable, and equal to
     `Geometry.from_dict(json.loads(json.dumps(asdict(geometry))))`.
 
-    `size`: network input, None for keep. `patch`: stride of a cell in network pixels. `grid`: asked
-    of the model, None for keep (sides // patch). `kernel`: of the resize. `rounding`: of the crop's
-    offsets. `scale_to`: native only, the short side, or (height, width) to stretch to, before the
-    centre crop to `size`. `max_tokens` bounds the cells of keep. `background`: behind transparent
+    `size`: network input, None for keep. `patch`: stride of a network's cell in its pixels. `grid`:
+    of the map, asked of the model, None for keep (sides // patch); or that of --grid, with `cells`
+    the network's own, None for keep. `tile`: the windows of --tile, which keep's images may not be
+    smaller than. `multiple`: what keep rounds sides down to, where that is more than a cell: the
+    earlier stages of a CNN. `kernel`: of the resize. `rounding`: of the crop's offsets. `scale_to`:
+    native only, the short side, or (height, width) to stretch to, before the centre crop to `size`.
+    `max_tokens` bounds the cells of keep. `background`: behind transparent
     pixels, and the padding. `mask`, `alpha_threshold`: see masks.mask_grid.
     """
 
@@ -64,6 +69,9 @@ class Geometry:
     background: Colour = (0, 0, 0)
     mask: Literal["any", "coverage", "none"] = "any"
     alpha_threshold: float = 0.0
+    cells: Size | None = None
+    tile: Size | None = None
+    multiple: int | None = None
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Geometry:
@@ -80,16 +88,17 @@ class Placement:
     """Where one image lands; every pair is (vertical, horizontal).
 
     `source`: the upright image. `resized`: after the resize. `offset`: the canvas's top left corner
-    in the resized image, negative where the canvas is padded. `canvas`: network input. `patch` and
-    `grid`: cell (i, j) is canvas rows [i * patch, (i + 1) * patch), columns likewise. `windowed`:
-    the resized image is too large to be made whole (LARGEST_RESIZE).
+    in the resized image, negative where the canvas is padded. `canvas`: network input. `footprint`:
+    the part of the canvas that has cells, from its top left. `grid`: cell (i, j) is canvas rows
+    [i, i + 1) * footprint / grid, columns likewise; whole patches, unless --grid resampled them.
+    `windowed`: the resized image is too large to be made whole (LARGEST_RESIZE).
     """
 
     source: Size
     resized: Size
     offset: Size
     canvas: Size
-    patch: int
+    footprint: Size
     grid: Size
     windowed: bool = False
 
@@ -98,6 +107,14 @@ class Placement:
         """2 x 3, source (x, y, 1) → network (x, y), pixel centres at +0.5."""
         (height, width), (rows, columns), (top, left) = self.source, self.resized, self.offset
         return (columns / width, 0.0, float(-left)), (0.0, rows / height, float(-top))
+
+    @property
+    def cell(self) -> tuple[Fraction, Fraction]:
+        """Sides of a cell in network pixels."""
+        return (
+            Fraction(self.footprint[0], self.grid[0]),
+            Fraction(self.footprint[1], self.grid[1]),
+        )
 
     @property
     def shown(self) -> tuple[Size, Size]:
@@ -112,8 +129,9 @@ class Placement:
         """The image's part of NAME.json, plain JSON values; pairs are [vertical, horizontal].
 
         `affine`: source (x, y, 1) → network (x, y), pixel centres at +0.5. `cell`: side of a cell
-        in network pixels, so that x / cell is a column and y / cell a row. `footprint`: the network
-        pixels that have cells, from the top left; what lies beyond is outside the grid.
+        in network pixels, so that x / cell is a column and y / cell a row; a pair where --grid made
+        cells that are not square. `footprint`: the network pixels that have cells, from the top
+        left; what lies beyond is outside the grid.
         """
         return {
             "source_size": list(self.source),
@@ -122,21 +140,33 @@ class Placement:
             "input_size": list(self.canvas),
             "grid": list(self.grid),
             "affine": [list(row) for row in self.affine],
-            "cell": self.patch,
-            "footprint": [side * self.patch for side in self.grid],
+            "cell": _as_number(self.cell),
+            "footprint": list(self.footprint),
             "windowed": self.windowed,
         }
 
 
+def _as_number(cell: tuple[Fraction, Fraction]) -> int | float | list[float]:
+    numbers = [int(side) if side.denominator == 1 else float(side) for side in cell]
+    return numbers[0] if cell[0] == cell[1] else numbers
+
+
 def place(geometry: Geometry, height: int, width: int) -> Placement:
-    """Where an upright image of height × width pixels lands under `geometry`."""
+    """Where an upright image of height × width pixels lands under `geometry`.
+
+    Raises ImageError for an image that keep leaves smaller than a tile.
+    """
     source = (height, width)
     if geometry.resize == "keep":
-        grid = _kept_grid(source, geometry.patch, geometry.max_tokens)
-        canvas = resized = (grid[0] * geometry.patch, grid[1] * geometry.patch)
+        cells = _kept_cells(geometry, source)
+        _check_tile(geometry, source, cells)
+        canvas = resized = (cells[0] * geometry.patch, cells[1] * geometry.patch)
+        grid = geometry.grid or cells
     else:
         grid, canvas = _asked(geometry)
+        cells = geometry.cells or grid
         resized = _resized(geometry, source, canvas)
+    footprint = (cells[0] * geometry.patch, cells[1] * geometry.patch)
     offset = (
         _centred(resized[0], canvas[0], geometry.rounding),
         _centred(resized[1], canvas[1], geometry.rounding),
@@ -144,13 +174,24 @@ def place(geometry: Geometry, height: int, width: int) -> Placement:
     # a canvas that shows the whole image is as large itself: a window would save nothing
     overhangs = resized[0] > canvas[0] or resized[1] > canvas[1]
     windowed = overhangs and resized[0] * resized[1] > LARGEST_RESIZE
-    return Placement(source, resized, offset, canvas, geometry.patch, grid, windowed)
+    return Placement(source, resized, offset, canvas, footprint, grid, windowed)
 
 
 def _asked(geometry: Geometry) -> tuple[Size, Size]:
     if geometry.grid is None or geometry.size is None:
         raise ValueError(f"resize={geometry.resize!r} needs size and grid; only 'keep' has none")
     return geometry.grid, geometry.size
+
+
+def _check_tile(geometry: Geometry, source: Size, cells: Size) -> None:
+    patch, tile = geometry.patch, geometry.tile
+    if tile is None or (cells[0] >= tile[0] // patch and cells[1] >= tile[1] // patch):
+        return
+    raise ImageError(
+        f"{source[1]}×{source[0]} pixels give an input of {cells[1] * patch}×{cells[0] * patch}, "
+        f"smaller than --tile {tile[0]},{tile[1]} (height, width): encode such images with "
+        "--resize crop or pad and a --size, or without --tile, into another output"
+    )
 
 
 def _resized(geometry: Geometry, source: Size, canvas: Size) -> Size:
@@ -188,6 +229,13 @@ def _centred(resized: int, canvas: int, rounding: Rounding) -> int:
     if rounding == "transformers":
         return excess // 2
     return round(excess / 2.0) if excess > 0 else -(-excess // 2)
+
+
+def _kept_cells(geometry: Geometry, source: Size) -> Size:
+    unit = geometry.multiple or geometry.patch
+    side = unit // geometry.patch  # in cells
+    rows, columns = _kept_grid(source, unit, max(1, geometry.max_tokens // side**2))
+    return rows * side, columns * side
 
 
 def _kept_grid(source: Size, patch: int, max_tokens: int) -> Size:

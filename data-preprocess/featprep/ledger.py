@@ -54,8 +54,9 @@ class LedgerOptions:
     taken: int = 0
 
 
-# Told how many results of other settings stand here, and their keys: removes them.
-Clear = Callable[[int, Iterator[str]], None]
+# Told how many results of other settings stand here, their keys, and the fingerprints of the runs
+# that may have made them: removes them.
+Clear = Callable[[int, Iterator[str], list[Fingerprint]], None]
 
 
 def tag_of(shard: tuple[int, int] | None) -> str:
@@ -196,9 +197,10 @@ class Ledger:
         self._refuse_strangers(before)
         if self._strangeness(before) or (before and before.get("clearing")):
             self._refuse_while_others_work()
-            self._write_run(clearing=True)  # killed while it removes, the next run goes on removing
-            self._remove_results()
-        self._write_run(clearing=False)
+            older = _older(before)
+            self._write_run(older)  # killed while it removes, the next run goes on removing
+            self._remove_results(older)
+        self._write_run()
         self._results = LineIndex(self.folder, "results-*.jsonl", self._may_hold_ours)
         self._failures = LineIndex(self.folder, os.path.basename(self.failures_path))
         self._failed_now = LineIndex(self.folder, "")
@@ -207,10 +209,10 @@ class Ledger:
         """Other shards of this split record other images: theirs need not be read."""
         return self.lock.overlaps(_tag_in(name))
 
-    def _remove_results(self) -> None:
+    def _remove_results(self, older: list[Fingerprint]) -> None:
         with contextlib.closing(LineIndex(self.folder, "results-*.jsonl")) as results:
             count = len(results) or self.options.taken
-            self._clear(count, (line["key"] for line in results))
+            self._clear(count, (line["key"] for line in results), older)
         for name in os.listdir(self.folder):
             if name.startswith(("results-", "failures")):
                 Path(self.folder, name).unlink()
@@ -269,16 +271,25 @@ class Ledger:
                 f"on {printable(self.output)}: stop it before --overwrite replaces its results"
             )
 
-    def _write_run(self, *, clearing: bool) -> None:
+    def _write_run(self, clearing: list[Fingerprint] | None = None) -> None:
         run: dict[str, Any] = {
             "fingerprint": self._fingerprint,
             "input": self.identity.input,
             "about": dict(self.identity.about),
         }
-        if clearing:
-            run["clearing"] = True
+        if clearing is not None:
+            run["clearing"] = clearing or True
         text = json.dumps(run, indent=1) + "\n"
         write_whole(os.path.join(self.folder, "run.json"), [text.encode()], self.tag)
+
+
+def _older(before: dict[str, Any] | None) -> list[Fingerprint]:
+    """The settings whose results are to go: those that stand, and those that a killed run had not
+    done with removing."""
+    if before is None:
+        return []
+    left = before.get("clearing")
+    return [before["fingerprint"], *(left if isinstance(left, list) else [])]
 
 
 def _failures_name(tag: str) -> str:

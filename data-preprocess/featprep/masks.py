@@ -3,8 +3,8 @@
 Exact integers from end to end (one division, at the end of coverage), because a mask decides what a
 training loss sees: no pixel may be gained or lost to rounding. Knows no file and no encoder.
 
-On an axis of n source pixels resized to r, lengths are counted in 1 / n of a resized pixel: a
-source pixel measures r, a cell patch * n, and every edge of either is an integer.
+On an axis of n source pixels resized to r, of which f make g cells, lengths are counted in 1 / (n *
+g) of a resized pixel: a source pixel measures r * g, a cell f * n, and every edge is an integer.
 """
 
 from __future__ import annotations
@@ -61,17 +61,20 @@ def mask_grid(
 def _axis(placement: Placement, axis: int) -> Axis:
     """Where the cells' edges fall among the source pixels of one axis."""
     source, resized = placement.source[axis], placement.resized[axis]
-    common = math.gcd(source, resized)  # the largest unit that is exact: sums far below 2**63
-    pixel, unit = resized // common, source // common  # lengths of a source and a resized pixel
-    edges = np.arange(placement.grid[axis] + 1, dtype=np.int64) * placement.patch
-    inside = np.clip(edges + placement.offset[axis], *placement.shown[axis]) * unit
+    footprint, grid = placement.footprint[axis], placement.grid[axis]
+    # The largest units that are exact: 1 / parts of a resized pixel, then 1 / unit of that.
+    parts, common = grid // math.gcd(footprint, grid), math.gcd(source, resized)
+    pixel, unit = resized // common * parts, source // common
+    edges = np.arange(grid + 1, dtype=np.int64) * (footprint * parts // grid)
+    first, last = placement.shown[axis]
+    inside = np.clip(edges + placement.offset[axis] * parts, first * parts, last * parts) * unit
     low, high = inside[:-1], inside[1:]
     start, stop = low // pixel, -(-high // pixel)
     before, after = low - start * pixel, stop * pixel - high
     empty = low >= high
     for bound in (start, stop, before, after):
         bound[empty] = 0
-    return Axis(start, stop, before, after, pixel, placement.patch * unit)
+    return Axis(start, stop, before, after, pixel, footprint * parts // grid * unit)
 
 
 def _any(alpha: Alpha | None, rows: Axis, columns: Axis, threshold: float) -> UInt8:
@@ -97,20 +100,25 @@ def _coverage(alpha: Alpha | None, rows: Axis, columns: Axis) -> NDArray[np.floa
     """A sum over whole pixels, less what of the first and the last lies outside: along the rows of
     a cell, then along its columns. One row of cells at a time, so that memory stays small.
 
-    A sum is at most 65,535 * patch**2 * pixels of the image: 2**52 at 200 megapixels and patch 14.
+    A sum is at most 65,535 * patch**2 * pixels of the image, 2**52 at 200 megapixels and patch 14;
+    of a --grid that divides nothing it outgrows 63 bits, and is summed in Python's integers.
     """
     if alpha is None:
         total = np.outer(_covered(rows), _covered(columns))
         return (total / float(rows.cell * columns.cell)).astype(np.float32)
-    total = np.zeros((len(rows.start), len(columns.start)), dtype=np.int64)
+    opaque = int(np.iinfo(alpha.dtype).max)
+    largest = opaque * (rows.cell + 2 * rows.pixel) * (columns.cell + 2 * columns.pixel)
+    number: type = np.int64 if largest < 2**63 else object
+    total = np.zeros((len(rows.start), len(columns.start)), dtype=number)
     for i in np.flatnonzero(rows.stop):
         block = alpha[rows.start[i] : rows.stop[i]]
         line = block.sum(axis=0, dtype=np.int64) * rows.pixel
         line -= block[0] * rows.before[i] + block[-1] * rows.after[i]
-        total[i] = _per_cell(np.add, line, columns) * columns.pixel
-        total[i] -= line[columns.start] * columns.before + line[columns.stop - 1] * columns.after
-    opaque = np.iinfo(alpha.dtype).max
-    return (total / float(opaque * rows.cell * columns.cell)).astype(np.float32)
+        total[i] = _per_cell(np.add, line, columns).astype(number) * columns.pixel
+        total[i] -= line[columns.start].astype(number) * columns.before
+        total[i] -= line[columns.stop - 1].astype(number) * columns.after
+    shares: NDArray[np.float32] = (total / (opaque * rows.cell * columns.cell)).astype(np.float32)
+    return shares
 
 
 def _covered(axis: Axis) -> Int64:

@@ -16,15 +16,18 @@ from featprep.batching import Row
 from featprep.errors import ImageError
 from featprep.journal import Line, LineIndex
 from featprep.ledger import Ledger, folder_of
-from featprep.records import AnyArray, Failure, ImageRef, Prepared, Result
+from featprep.records import AnyArray, Failure, Features, ImageRef, Prepared, Result
 from featprep.resolve import Resolved
 from featprep.sources import Entry, Source
 from featprep.stores.npy_tree import (
     FEATURE,
     MASK,
     META,
+    VECTORS,
     NpyTreeStore,
+    layer_file,
     read_array,
+    read_npz,
 )
 
 
@@ -130,13 +133,13 @@ class Recorder:
         return True
 
     def write(self, row: Row) -> None:
-        image, feature, notes = row
-        key = image.ref.key
+        image, features, notes = row
+        key, feature = image.ref.key, features.map
         if self.ledger.line(key) is not None:
             self.store.remove(key)
             self.ledger.forget(key)
         meta = self._meta(image, list(feature.shape), str(feature.dtype), notes)
-        result = Result(image.ref, feature, image.mask, image.sha256, meta, notes)
+        result = Result(image.ref, features, image.mask, image.sha256, meta, notes)
         digests = self.store.write(key, result)
         self._stale.discard(key)
         self._lines.append(_line(image.ref, image.sha256, feature, digests, meta["notes"]))
@@ -176,29 +179,49 @@ class Recorder:
         """Record a result whose line was lost: killed between rename and append."""
         key, path = ref.key, self.store.path
         meta = self.store.own_meta(key) if standing.has(key + META) else None
-        files = [key + MASK] * self.store.mask + [key + META] * (meta is not None)
+        without = {key + META} if meta is None else set()
+        without |= set() if self.store.mask else {key + MASK}
+        files = [file for file in self._files(key) if file not in without]
         try:
             if os.stat(path(key + FEATURE)).st_mtime_ns < ref.mtime_ns:
                 return False  # the image may have changed since
-            feature = read_array(path(key + FEATURE))
+            features = self._read(key)
             mask = read_array(path(key + MASK)) if self.store.mask else None
-            digests = {file: _digest(path(file)) for file in [*files, key + FEATURE]}
+            digests = {file: _digest(path(file)) for file in files}
             sha256 = _sha256(ref.path)
         except (OSError, ValueError):
             return False  # not whole or not ours: it is encoded again
         told = meta or {"sha256": sha256, "notes": []}
-        if not self._is_ours(feature, mask) or told.get("sha256") != sha256:
+        if not self._is_ours(features, mask) or told.get("sha256") != sha256:
             return False
-        self.ledger.record([_line(ref, sha256, feature, digests, list(told.get("notes", [])))])
+        notes = list(told.get("notes", []))
+        self.ledger.record([_line(ref, sha256, features.map, digests, notes)])
         return True
 
-    def _is_ours(self, feature: AnyArray, mask: AnyArray | None) -> bool:
-        want, shape = self.resolved.want.dtype, self.resolved.map_shape
-        if feature.dtype != want or feature.ndim != 3:
+    def _files(self, key: str) -> list[str]:
+        """In the order they are written; metadata may stand though this run writes none."""
+        files = list(self.store.files(key))
+        return files if self.store.meta else [files[0], key + META, *files[1:]]
+
+    def _read(self, key: str) -> Features:
+        path, first = self.store.path, self.resolved.want.layers[0]
+        maps = {first: read_array(path(key + FEATURE))}
+        maps |= {layer: read_array(path(layer_file(key, layer))) for layer in self.store.layers}
+        return Features(maps, read_npz(path(key + VECTORS)) if self.store.vectors else {})
+
+    def _is_ours(self, features: Features, mask: AnyArray | None) -> bool:
+        resolved = self.resolved
+        dtype, shape = resolved.want.dtype, resolved.map_shape
+        channels = {resolved.want.layers[0]: resolved.channels, **resolved.more_channels}
+        for layer, map_ in features.maps.items():
+            if map_.dtype != dtype or map_.ndim != 3 or map_.shape[0] != channels[layer]:
+                return False
+            if map_.shape[1:] != features.map.shape[1:]:
+                return False
+        if mask is not None and mask.shape != features.map.shape[1:]:
             return False
-        if mask is not None and mask.shape != feature.shape[1:]:
-            return False
-        return feature.shape[0] == self.resolved.channels and shape in (None, feature.shape)
+        has_vectors = set(features.vectors) == set(resolved.vector_sizes)
+        return has_vectors and shape in (None, features.map.shape)
 
 
 def _line(

@@ -1,7 +1,8 @@
 """The plain data that travels through the pipeline. No behaviour beyond what the fields imply.
 
 ImageRef (sources) → Picture (images) → Prepared | Failure (decoding) → Batch (batching)
-→ FeatureMaps (encoders) → Result (runner → stores). Everything that crosses a process is picklable.
+→ FeatureMaps (encoders) → Features (batching) → Result (recording → stores). Everything that
+crosses a process is picklable.
 """
 
 from __future__ import annotations
@@ -77,14 +78,16 @@ class FeatureMaps:
     """What an encoder returns for a batch, on the host.
 
     `maps`: layer → (B, C, grid_h, grid_w), float32 or float16, layer counted from 0. `prefix`:
-    (B, P, C), CLS first, then registers, or None. `pooled`: (B, D) or None. `masks` is filled by
-    `featprep.encode` alone: (B, grid_h, grid_w).
+    (B, P, C), CLS first, then registers, or None. `pooled`: (B, D) or None. `masks` and `masked`
+    are filled by `featprep.encode` alone: (B, grid_h, grid_w), and layer → (B, C), the mean over
+    the cells weighted by the mask.
     """
 
     maps: Mapping[int, AnyArray]
     prefix: AnyArray | None = None
     pooled: AnyArray | None = None
     masks: AnyArray | None = None
+    masked: Mapping[int, AnyArray] | None = None
 
     @property
     def map(self) -> AnyArray:
@@ -93,11 +96,27 @@ class FeatureMaps:
 
 
 @dataclass(frozen=True, slots=True)
+class Features:
+    """What was taken from one image, all of the storage dtype but for `empty`.
+
+    `maps`: layer, counted from 0 → (C, grid_h, grid_w), the first asked for first. `vectors`: as
+    NAME_vec.npz has them: prefix (P, C), pooled (D,), masked (C,) and masked@L, empty ().
+    """
+
+    maps: Mapping[int, AnyArray]
+    vectors: Mapping[str, AnyArray] = field(default_factory=dict)
+
+    @property
+    def map(self) -> AnyArray:
+        return next(iter(self.maps.values()))
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """One finished image on its way to the store."""
 
     ref: ImageRef
-    feature: AnyArray  # (C, grid_h, grid_w)
+    features: Features
     mask: AnyArray | None
     sha256: str
     meta: Mapping[str, Any]

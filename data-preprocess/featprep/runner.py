@@ -16,7 +16,7 @@ from typing import Protocol
 
 from featprep.batching import BatchEncoder, Row, SizeQueues
 from featprep.errors import ImageError
-from featprep.records import AnyArray, Failure, ImageRef, Prepared
+from featprep.records import Failure, Features, ImageRef, Prepared
 
 # (images, how many may be in flight or unclaimed) → what became of each, in any order.
 Decode = Callable[[Iterable[ImageRef], int], Iterator[Prepared | Failure]]
@@ -37,7 +37,7 @@ class Sink(Protocol):
 class Events:
     """What a run tells while it goes; the base class listens to nothing."""
 
-    def on_row(self, image: Prepared, feature: AnyArray) -> None: ...
+    def on_row(self, image: Prepared, features: Features) -> None: ...
     def on_failure(self, failure: Failure) -> None: ...
     def on_batch(self, batch: int, images: Sequence[Prepared]) -> None: ...
 
@@ -167,14 +167,14 @@ class Writer:
             self._totals.seconds["write"] += time.perf_counter() - began
 
     def _write(self, row: Row) -> None:
-        image, feature, _ = row
+        image, features, _ = row
         try:
             self._sink.write(row)
         except ImageError as error:
             self._fail(Failure(image.ref.key, image.ref.source, error.stage, str(error)))
             return
         self._totals.encoded += 1
-        self._events.on_row(image, feature)
+        self._events.on_row(image, features)
 
     def _fail(self, failure: Failure) -> None:
         self._sink.fail(failure)

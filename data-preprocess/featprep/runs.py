@@ -4,22 +4,45 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 from featprep.errors import InputError
 from featprep.journal import LineIndex
 from featprep.ledger import folder_of, read_run
 from featprep.records import AnyArray
+from featprep.resolve import has_vectors, layers_of
 from featprep.stores.npy_tree import NpyTreeStore
 
 
-class StoredResult(NamedTuple):
-    """`feature`: (hidden_dim, grid_h, grid_w) float32 or float16, read-only, memory-mapped. `mask`:
-    (grid_h, grid_w) uint8 or float32, or None. `meta`: NAME.json as a dict, or None."""
-
+class _Triple(NamedTuple):
     feature: AnyArray
     mask: AnyArray | None
     meta: dict[str, Any] | None
+
+
+class StoredResult(_Triple):
+    """`feature`: (hidden_dim, grid_h, grid_w) float32 or float16, read-only, memory-mapped. `mask`:
+    (grid_h, grid_w) uint8 or float32, or None. `meta`: NAME.json as a dict, or None.
+
+    Unpacks into these three. `layers` and `vectors` are read when they are first asked for, and
+    raise ValueError where a file of them is damaged, OSError where it is gone.
+    """
+
+    _run: Run
+    _key: str
+
+    @cached_property
+    def layers(self) -> Mapping[int, AnyArray]:
+        """Layer, counted from 0 → its map, memory-mapped; that of `feature` first."""
+        first = self._run.layers[:1]
+        return dict.fromkeys(first, self.feature) | self._run.store.read_layers(self._key)
+
+    @cached_property
+    def vectors(self) -> Mapping[str, AnyArray] | None:
+        """NAME_vec.npz: `prefix` (P, C), CLS first, `pooled` (D,), `masked` (C,) and `masked@L`,
+        `empty` (a bool: no cell was set), as far as the run took them; None if it took none."""
+        return self._run.store.read_vectors(self._key)
 
 
 class Run(Mapping[str, StoredResult]):
@@ -32,16 +55,21 @@ class Run(Mapping[str, StoredResult]):
             raise InputError(f"{self.path}: no featprep run here (no .featprep/run.json in it)")
         self.fingerprint: dict[str, Any] = run["fingerprint"]
         self.input: str = run.get("input", "")
-        self._store = NpyTreeStore(self.path)
+        self.layers = layers_of(self.fingerprint)
+        self.store = NpyTreeStore(
+            self.path, layers=self.layers[1:], vectors=has_vectors(self.fingerprint)
+        )
 
     def __getitem__(self, key: str) -> StoredResult:
-        return StoredResult(*self._store.read(key))
+        result = StoredResult(*self.store.read(key))
+        result._run, result._key = self, key
+        return result
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and self._store.done(key)
+        return isinstance(key, str) and self.store.done(key)
 
     def __iter__(self) -> Iterator[str]:
-        return self._store.keys()
+        return self.store.keys()
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

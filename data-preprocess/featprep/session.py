@@ -13,7 +13,7 @@ from featprep.config import EncodeConfig
 from featprep.decoding import DecodeRules
 from featprep.devices import Precision
 from featprep.encoders.base import Encoder, LoadOptions, ModelName
-from featprep.resolve import Resolved, by_patch, fingerprint, metadata, resolve, want_of
+from featprep.resolve import Resolved, by_patch, fingerprint, metadata, resolve, want_of, wrapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ class Session:
             self.exact,
             self.precision.compute,
             on_halved,
+            self.resolved.masked_pool,
         )
 
 
@@ -84,10 +85,11 @@ def open_session(
         config, encoder.spec, precision.storage, encoder.grid, is_plain=name.is_plain
     )
     size, reason = _batch_size(config, device, encoder, resolved, batch_size)
+    whole = wrapped(encoder, config, resolved)
     return Session(
         config,
-        encoder,
-        _twin(name, options, encoder),
+        whole,
+        _twin(name, options, whole, lambda twin: wrapped(twin, config, resolved)),
         resolved,
         precision,
         device,
@@ -103,10 +105,13 @@ def _check_early(config: EncodeConfig, name: ModelName, precision: Precision) ->
         resolve(config, spec, precision.storage, by_patch(spec), is_plain=name.is_plain)
 
 
-def _twin(name: ModelName, options: LoadOptions, encoder: Encoder) -> Callable[[], Encoder]:
+def _twin(
+    name: ModelName, options: LoadOptions, encoder: Encoder, wrap: Callable[[Encoder], Encoder]
+) -> Callable[[], Encoder]:
     if options.compute == "float32":
         return lambda: encoder
-    return functools.cache(lambda: encoders.load_encoder(name, replace(options, compute="float32")))
+    exact = replace(options, compute="float32")
+    return functools.cache(lambda: wrap(encoders.load_encoder(name, exact)))
 
 
 def _batch_size(
@@ -117,4 +122,6 @@ def _batch_size(
     if before is not None:
         return before, "as this output's run began"
     size = resolved.geometry.size
+    if resolved.tiling:
+        return devices.choose_window_batch(device, encoder.spec, resolved.tiling.tile, size)
     return devices.choose_batch_size(device, encoder.spec, sizes_vary=size is None, size=size)

@@ -109,10 +109,31 @@ def number(least: float, most: float, example: float) -> Kind:
 def _parse_size(name: str, raw: str) -> tuple[int, int] | str:
     if raw == "native":
         return raw
+    sides = _sides(raw)
+    if sides is None:
+        refuse(name, raw, "one side, H,W in pixels, or native", f"224 or --{name} 224,448")
+    return sides
+
+
+def _parse_cells(name: str, raw: str) -> tuple[int, int]:
+    sides = _sides(raw)
+    if sides is None:
+        refuse(name, raw, "one number of cells, or H,W", f"16 or --{name} 16,32")
+    return sides
+
+
+def _sides(raw: str) -> tuple[int, int] | None:
     sides = [part.strip() for part in raw.strip("()[] ").split(",")]
     if len(sides) > 2 or not all(re.fullmatch(r"[1-9][0-9]{0,4}", side) for side in sides):
-        refuse(name, raw, "one side, H,W in pixels, or native", "224 or --size 224,448")
+        return None
     return int(sides[0]), int(sides[-1])
+
+
+def _parse_layers(name: str, raw: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in raw.strip("()[] ").split(",")]
+    if not all(re.fullmatch(r"-?[0-9]{1,4}", part) for part in parts):
+        refuse(name, raw, _LAYERS, "-1 or --layer -1,5,0")
+    return tuple(map(int, parts))
 
 
 def _parse_shard(name: str, raw: str) -> tuple[int, int]:
@@ -134,6 +155,17 @@ def _parse_colour(name: str, raw: str) -> str:
 
 def size() -> Kind:
     return Kind("one side, `H,W`, or `native`", _parse_size)
+
+
+def cells() -> Kind:
+    return Kind("one number of cells, or `H,W`", _parse_cells)
+
+
+_LAYERS = "one number or several, from 0 up, or from the end as -1"
+
+
+def layers() -> Kind:
+    return Kind(_LAYERS, _parse_layers)
 
 
 def shard() -> Kind:

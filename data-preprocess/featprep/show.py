@@ -38,8 +38,10 @@ def principal_components(feature: AnyArray, mask: AnyArray | None) -> UInt8:
 
 
 def panels(pixels: UInt8 | None, mask: AnyArray | None, feature: AnyArray) -> Image.Image:
-    """Side by side at one height: `pixels` (3, H, W) as the network saw them, the mask, the map."""
-    _, rows, columns = feature.shape
+    """Side by side at one height: `pixels` (3, H, W) as the network saw them, the mask, the map.
+
+    All have the shape of the image, whose cells need not be square (--grid)."""
+    rows, columns = (feature if pixels is None else pixels).shape[1:]
     height = max(PANEL, pixels.shape[1] if pixels is not None else 0)
     width = round(height * columns / rows)
     parts = []

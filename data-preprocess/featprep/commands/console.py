@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from featprep.naming import printable
-from featprep.records import AnyArray, Failure, Prepared
+from featprep.records import AnyArray, Failure, Features, Prepared
 from featprep.runner import Events, Totals
 
 PLAIN_EVERY_S = 10.0
@@ -28,6 +28,19 @@ def shape_text(shape: Sequence[int]) -> str:
 
 def mask_text(mask: AnyArray | None) -> str:
     return "" if mask is None else f", mask {shape_text(mask.shape)} {mask.dtype}"
+
+
+def features_text(features: Features, mask: AnyArray | None) -> str:
+    """`map (C,h,w) float32, @5 (C,h,w), mask (h,w) uint8, prefix (P,C)`: what a result holds."""
+    more = sorted(list(features.maps)[1:])
+    maps = [f"map {shape_text(features.map.shape)} {features.map.dtype}"]
+    maps += [f"@{layer} {shape_text(features.maps[layer].shape)}" for layer in more]
+    vectors = [
+        f"{name} {shape_text(array.shape)}"
+        for name, array in features.vectors.items()
+        if name != "empty"
+    ]
+    return "".join([", ".join(maps), mask_text(mask), *(f", {text}" for text in vectors)])
 
 
 class Progress(Events):
@@ -54,9 +67,8 @@ class Progress(Events):
         pixels = shape_text((batch, *image.pixels.shape))
         self._pending[image.pixels.shape] = f"pixels {pixels}{middle}"
 
-    def on_row(self, image: Prepared, feature: AnyArray) -> None:
-        mask = mask_text(image.mask)
-        result = f"map {shape_text(feature.shape)} {feature.dtype}{mask}"
+    def on_row(self, image: Prepared, features: Features) -> None:
+        result = features_text(features, image.mask)
         pending = self._pending.pop(image.pixels.shape, None)
         if pending:
             say("shapes", f"{pending} → {result}")

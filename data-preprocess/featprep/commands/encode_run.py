@@ -19,12 +19,21 @@ from featprep.commands.console import Progress, say, shape_text, size_text, time
 from featprep.config import EncodeConfig
 from featprep.decoding import DecodePool
 from featprep.devices import Precision
+from featprep.encoders import wants
 from featprep.encoders.base import ModelName, StorageDtype
-from featprep.ledger import Ledger, LedgerOptions, RunIdentity, read_run, tag_of
+from featprep.ledger import Fingerprint, Ledger, LedgerOptions, RunIdentity, read_run, tag_of
 from featprep.naming import printable
 from featprep.recording import Recorder, count_changed, count_done
 from featprep.records import ImageRef, Prepared
-from featprep.resolve import by_patch, fingerprint, resolve
+from featprep.resolve import (
+    Resolved,
+    by_patch,
+    fingerprint,
+    has_vectors,
+    layers_of,
+    resolve,
+    want_of,
+)
 from featprep.runner import Runner, Totals
 from featprep.session import Session, open_session
 from featprep.sources import Census, Selection, Source, folds_case
@@ -35,9 +44,7 @@ from featprep.stores.npy_tree import NpyTreeStore
 def plan(config: EncodeConfig, family: str) -> int:
     """--plan: counts, collisions, bytes. Touches nothing and imports no torch."""
     name = encoders.resolve(config.model, family)
-    store = make_store(config)
-    source = open_source(config, store)
-    census = source.census(lambda keys: count_done(store, keys))
+    store, source, census = survey(config, further_layers(config, name))
     refuse_early(config, name, source)
     missing, changed = census.images - census.done, count_changed(store, source)
     again = f", {changed:,} of images that changed since" if changed else ""
@@ -52,14 +59,15 @@ def plan(config: EncodeConfig, family: str) -> int:
 def run(config: EncodeConfig, family: str) -> int:
     """Encode; returns the exit code (SPEC 7)."""
     name = encoders.resolve(config.model, family)
-    store = make_store(config)
-    source = open_source(config, store)
-    census = source.census(lambda keys: count_done(store, keys))
+    layers = further_layers(config, name)
+    store, source, census = survey(config, layers)
     refuse_early(config, name, source)
     devices.let_threads_sleep()
     workers, _ = devices.choose_workers(config.workers)
     with DecodePool(workers, config.decode_timeout) as pool:  # starts while torch is imported
         session = open_session(config, name, batch_size=_batch_size_before(config))
+        if tuple(session.resolved.more_channels) != layers:  # only the weights told them
+            store, source, census = survey(config, tuple(session.resolved.more_channels))
         introduce(config, session, census)
         return EncodeRun(session, store, source, census, pool).go()
 
@@ -77,14 +85,37 @@ def refuse_early(config: EncodeConfig, name: ModelName, source: Source) -> None:
     resolved = resolve(config, spec, storage, by_patch(spec), is_plain=name.is_plain)
     precision = Precision(before.get("compute", "float32"), storage, "")
     mine = fingerprint(config, spec, before.get("weights", ""), resolved, precision)
-    identity = RunIdentity({**mine, "grid": before.get("grid")}, source.root)
+    asked_of_model = "cells" if config.grid else "grid"
+    mine[asked_of_model] = before.get(asked_of_model)
+    identity = RunIdentity(mine, source.root)
     options = LedgerOptions(config.shard, config.overwrite, config.moved)
-    Ledger(config.output, identity, options, lambda count, keys: None).check()
+    Ledger(config.output, identity, options, lambda count, keys, older: None).check()
 
 
-def make_store(config: EncodeConfig) -> NpyTreeStore:
-    tag = tag_of(config.shard)
-    return NpyTreeStore(config.output, mask=config.mask != "none", meta=config.save_meta, tag=tag)
+def further_layers(config: EncodeConfig, name: ModelName) -> tuple[int, ...]:
+    """Layers beside the first, counted from 0; before the weights are read, as far as is known."""
+    spec = encoders.describe(name)
+    if spec is None:
+        return tuple(sorted(layer for layer in config.layer[1:] if layer >= 0))
+    return tuple(sorted(wants.check(spec, want_of(config, "float32")).layers[1:]))
+
+
+def survey(config: EncodeConfig, layers: Sequence[int]) -> tuple[NpyTreeStore, Source, Census]:
+    """The output, the input, and what stands of one in the other. Raises for names that collide."""
+    store = make_store(config, layers)
+    source = open_source(config, store)
+    return store, source, source.census(lambda keys: count_done(store, keys))
+
+
+def make_store(config: EncodeConfig, layers: Sequence[int]) -> NpyTreeStore:
+    return NpyTreeStore(
+        config.output,
+        mask=config.mask != "none",
+        meta=config.save_meta,
+        layers=layers,
+        vectors=config.prefix or config.pooled or config.masked_pool,
+        tag=tag_of(config.shard),
+    )
 
 
 def open_source(config: EncodeConfig, store: NpyTreeStore) -> Source:
@@ -108,8 +139,12 @@ def introduce(config: EncodeConfig, session: Session, census: Census) -> None:
     spec, geometry = session.encoder.spec, session.resolved.geometry
     shape = session.resolved.map_shape or (session.resolved.channels, "h", "w")
     size = "×".join(map(str, geometry.size)) if geometry.size else "each image's own size"
+    if session.resolved.tiling:
+        size += f" in windows of {'×'.join(map(str, session.resolved.tiling.tile))}"
+    layers = ",".join(map(str, session.resolved.layers))
+    layer = f"  layer {layers}" if config.layer != (-1,) else ""
     weights = f"weights {session.encoder.digest[:8]} ({session.encoder.origin})"
-    say("encoder", f"{spec.name}  ({', '.join(map(str, shape))}) at {size}  {weights}")
+    say("encoder", f"{spec.name}  ({', '.join(map(str, shape))}) at {size}{layer}  {weights}")
     if spec.meaningless:
         say("", "tiny has seeded random weights: its features carry no meaning")
     precision = session.precision
@@ -142,7 +177,19 @@ def _planned_bytes(config: EncodeConfig, name: ModelName, missing: int) -> str:
     if each is None:
         return f"{missing:,} results; each image's size decides"
     shape = shape_text((resolved.channels, *(resolved.geometry.grid or ())))
-    return f"{size_text(missing * each)}: {missing:,} × {shape} {storage}, {size_text(each)} each"
+    more = _further_text(resolved)
+    return (
+        f"{size_text(missing * each)}: {missing:,} × {shape} {storage}{more}, "
+        f"{size_text(each)} each"
+    )
+
+
+def _further_text(resolved: Resolved) -> str:
+    """What a result holds beside its first map and its mask."""
+    grid = resolved.geometry.grid or ()
+    texts = [f"@{n} {shape_text((c, *grid))}" for n, c in resolved.more_channels.items()]
+    texts += [name for name in resolved.vector_sizes if name != "empty"]
+    return "".join(f", {text}" for text in texts)
 
 
 def _batch_size_before(config: EncodeConfig) -> int | None:
@@ -244,15 +291,23 @@ class EncodeRun:
         }
         return RunIdentity(self.session.fingerprint, self.source.root, about)
 
-    def _clear(self, count: int, keys: Iterator[str]) -> None:
+    def _clear(self, count: int, keys: Iterator[str], older: list[Fingerprint]) -> None:
         """--overwrite with another fingerprint: recorded results, then what lost its record."""
         say("remove", f"{count:,} results of other settings in {printable(self.config.output)}")
+        store = self._store_of(older)
         for key in keys:
-            self.store.remove(key)
+            store.remove(key)
         everything = dataclasses.replace(self.config, shard=None, limit=None)
         for entries in open_source(everything, self.store).folders():
             for entry in entries:
-                self.store.remove(entry.key)
+                store.remove(entry.key)
+
+    def _store_of(self, older: list[Fingerprint]) -> NpyTreeStore:
+        """One that knows every file that a run of these settings, or of this one's, may have
+        left."""
+        layers = {*self.store.layers, *(n for run in older for n in layers_of(run)[1:])}
+        vectors = self.store.vectors or any(map(has_vectors, older))
+        return NpyTreeStore(self.config.output, layers=sorted(layers), vectors=vectors)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

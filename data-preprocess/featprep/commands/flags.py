@@ -29,7 +29,8 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}{dash}; see {self.prog} --help")
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
-        flags, unknown = self.parse_known_args([with_underscores(word) for word in argv])
+        words = [with_underscores(word) for word in _joined(argv)]
+        flags, unknown = self.parse_known_args(words)
         if unknown:
             raise UsageError(f"{self._about(unknown[0])} See {self.prog} --help")
         return flags
@@ -39,6 +40,17 @@ class Parser(argparse.ArgumentParser):
             return f"{shown(word)} stands alone: a flag takes one value, a switch none."
         known = [option for action in self._actions for option in action.option_strings]
         return f"unknown flag {shown(word)}.{nearest(word.partition('=')[0], known)}"
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """`--layer -1,5` → `--layer=-1,5`: argparse takes such a value for a flag."""
+    words: list[str] = []
+    for word in argv:
+        if re.fullmatch(r"-\d+(,-?\d+)+", word) and words and re.fullmatch(r"--[\w-]+", words[-1]):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def with_underscores(word: str) -> str:

@@ -84,8 +84,9 @@ def _pixels(run: Run, key: str) -> UInt8 | None:
     from featprep.records import Failure, ImageRef
 
     line = run.record(key)
-    names = [item.name for item in dataclasses.fields(Geometry)]
-    geometry = Geometry.from_dict({name: run.fingerprint[name] for name in names})
+    there = run.fingerprint  # runs of older versions have fewer fields
+    names = [item.name for item in dataclasses.fields(Geometry) if item.name in there]
+    geometry = Geometry.from_dict({name: there[name] for name in names})
     source = line["source"] if line else key
     path = _source_path(run.input, source)
     outcome = prepare(ImageRef(key, source, path, 0, 0), DecodeRules(geometry))

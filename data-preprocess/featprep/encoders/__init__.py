@@ -11,20 +11,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from featprep.encoders import hf_config, hf_known, huggingface, openai_clip, openclip, tiny
+from featprep.encoders import (
+    hf_config,
+    hf_known,
+    huggingface,
+    openai_clip,
+    openai_clip_cards,
+    openclip,
+    tiny,
+)
 from featprep.encoders.aliases import ALIASES
 from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName, Terms
+from featprep.encoders.weights import Found
 from featprep.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """`known`: published names. `local`: what a path leads to. `open_ids`: the hub has more, named
-    ORG/NAME after `hub_prefix`. `package`: what to install where no name is known."""
+    """`known`: published names. `find`: the files, downloaded where they must be. `local`: what a
+    path leads to. `open_ids`: the hub has more, named ORG/NAME after `hub_prefix`. `package`: what
+    to install where no name is known."""
 
     known: Mapping[str, EncoderSpec | None]
     describe: Callable[[ModelName], EncoderSpec | None]
     load: Callable[[ModelName, LoadOptions], Encoder]
+    find: Callable[[ModelName], Found]
     local: str
     open_ids: bool = False
     hub_prefix: str = ""
@@ -34,15 +45,17 @@ class Family:
 
 FAMILIES = {
     "clip": Family(
-        openai_clip.KNOWN,
+        openai_clip_cards.KNOWN,
         openai_clip.describe,
         openai_clip.load,
+        openai_clip.find,
         "a .pt file",
     ),
     "hf": Family(
         hf_known.KNOWN,
         huggingface.describe,
         huggingface.load,
+        huggingface.find,
         "a folder with config.json",
         open_ids=True,
         terms=hf_known.terms,
@@ -51,6 +64,7 @@ FAMILIES = {
         openclip.KNOWN,
         openclip.describe,
         openclip.load,
+        openclip.find,
         "a checkpoint, or a folder with open_clip_config.json; NAME is ARCH/TAG or ARCH",
         open_ids=True,
         hub_prefix="hf-hub:",
@@ -151,6 +165,11 @@ def load_encoder(name: ModelName, options: LoadOptions) -> Encoder:
     if name.id == "tiny" and name.path is None:
         return tiny.load_tiny(name, options)
     return FAMILIES[name.family].load(name, options)
+
+
+def find_weights(name: ModelName) -> Found:
+    """Its files, as `load_encoder` finds or downloads them, unread. Raises WeightsError."""
+    return FAMILIES[name.family].find(name)
 
 
 def _spelled(value: str, family: str, rest: str) -> ModelName:

@@ -123,8 +123,8 @@ class Want:
     norm: Norm = "auto"
     prefix: bool = False
     pooled: bool = False
-    before_projection: bool = False
     dtype: StorageDtype = "float32"
+    before_projection: bool = False
 
 
 @dataclass(frozen=True, slots=True)

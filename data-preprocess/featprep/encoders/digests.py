@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 KEPT_FROM = 50_000_000  # bytes
 _SAMPLE = 16  # values of a tensor
 _RULE = "tensors 1"  # of `_digest`: what was kept by another rule is not found
+_COUNTER = "num_batches_tracked"
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -33,9 +34,12 @@ def digest(
     """sha256 over names, shapes and float32 values of the tensors used, and over `settings`.
 
     Neither the container nor its precision counts, nor where it lies: the same numbers have the
-    same digest from the hub's cache, a copy, shards or one file. `files`: what the tensors were
-    read from; while those stand unchanged (real path, size, time), the values are not hashed again.
+    same digest from the hub's cache, a copy, shards or one file. The counter of a BatchNorm does
+    not count either: training alone reads it, and not every file has it. `files`: what the tensors
+    were read from; while those stand unchanged (real path, size, time), the values are not hashed
+    again.
     """
+    tensors = {key: item for key, item in tensors.items() if not key.endswith(_COUNTER)}
     outline = json.dumps(dict(settings), sort_keys=True)
     size = sum(4 * tensor.numel() for tensor in tensors.values())
     stamps = _stamps(files) if size >= KEPT_FROM else []

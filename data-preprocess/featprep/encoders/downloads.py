@@ -4,11 +4,14 @@ a published address. Knows no hub.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
+import shutil
 import socket
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +23,8 @@ from featprep.encoders.weights import Found, one_line
 from featprep.errors import WeightsError
 
 TIMEOUT_S = 15  # urllib has none of its own: an address that never answers would hang for minutes
+UNFINISHED = ".featprep-"  # what the temporary names begin with
+UNFINISHED_FOR_S = 3600
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -61,10 +66,21 @@ def published_file(
     )
 
 
+def sweep(folder: Path) -> None:
+    """Remove what downloads and copies into `folder` left when they were killed."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        with contextlib.suppress(OSError):
+            newest = max(part.stat().st_mtime for part in (path, *path.glob("*")))
+            if time.time() - newest < UNFINISHED_FOR_S:  # still being written
+                continue
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def _into(cache: Path, target: Path, url: str, download: Callable[[str, str], str]) -> None:
     """The library writes under the final name from the first byte on: elsewhere, then moved."""
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".featprep-", dir=cache) as folder:
+    sweep(cache)
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=cache) as folder:
         os.replace(download(url, folder), target)
 
 

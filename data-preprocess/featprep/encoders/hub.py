@@ -53,8 +53,8 @@ def fetch(name: ModelName, repo: str, choices: Choices) -> tuple[list[Path], str
     if downloads.is_offline():
         lacking = [choice for choice, files in zip(choices, there, strict=True) if not files]
         raise WeightsError(
-            f"{name}: {_state(repo, lacking)} and HF_HUB_OFFLINE closes downloads; unset it, or "
-            f"{way_out}"
+            f"{name}: {_state(repo, lacking, choices)} and HF_HUB_OFFLINE closes downloads; unset "
+            f"it, or {way_out}"
         )
     try:
         with downloads.quiet():
@@ -85,19 +85,22 @@ def _cached_choice(repo: str, choice: Sequence[str]) -> list[Path]:
     return [path, *(shard for shard in rest if shard)] if all(rest) else []
 
 
-def _state(repo: str, lacking: Choices) -> str:
+def _state(repo: str, lacking: Choices, choices: Choices) -> str:
     from huggingface_hub import constants
 
     for file in (file for choice in lacking for file in choice):
         if (path := _standing(repo, file)) and weights.is_cut_off(path):
             return f"{path} is cut off"
+    if len(lacking) == len(choices):
+        return f"{constants.HF_HUB_CACHE} holds nothing of {repo}"
     return f"{constants.HF_HUB_CACHE} lacks {_wanted(lacking)} of {repo}"
 
 
 def _wanted(choices: Choices) -> str:
     """In words; what an index is for needs no telling."""
     plain = [[file for file in choice if not file.endswith(INDEX)] for choice in choices]
-    return " and ".join(" or ".join(files) for files in plain)
+    words = [f"{first} (or {', '.join(rest)})" if rest else first for first, *rest in plain]
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _way_out(name: ModelName, repo: str, choices: Choices) -> str:
@@ -132,7 +135,7 @@ def _first(repo: str, choice: Sequence[str], revision: str | None) -> Path:
             raise
         except EntryNotFoundError:
             continue
-    raise _LackingError(f"{repo} holds no {_wanted([choice]).replace(' or ', ' and no ')}")
+    raise _LackingError(f"{repo} does not hold {_wanted([choice])}")
 
 
 class _LackingError(Exception):

@@ -76,8 +76,7 @@ def find(name: ModelName) -> Found:
     """Its folder: local, in the hub's cache, or downloaded."""
     if name.path is None:
         return hub.folder(name)
-    files = weights.weight_files(Path(name.path))
-    return Found(Path(name.path), tuple(files), name.path, sha256=digests.hub_sha256(files))
+    return weights.local_folder(name.path)
 
 
 def _published_tensors(
@@ -87,16 +86,16 @@ def _published_tensors(
     transformers renames its own between releases."""
     kind, wanted = MODEL_TYPES[config["model_type"]], hf_config.projection_of(config)
     used = kind.used + kind.pooler * pooled
-    tower: dict[str, Tensor] = {}
-    projection: dict[str, Tensor] = {}
+    tower: list[tuple[str, Tensor]] = []
+    projection: list[tuple[str, Tensor]] = []
     for file in weights.need_weight_files(name, folder):
         for key, item in weights.read_tensors(file, name).items():
             plain = key.removeprefix(kind.root)
             if plain.startswith(used) and not plain.startswith(kind.unused):
-                tower[plain.replace(*kind.renamed) if kind.renamed else plain] = item
+                tower.append((plain.replace(*kind.renamed) if kind.renamed else plain, item))
             elif wanted and key.startswith(f"{wanted.tensor}."):
-                projection[key] = item
-    return tower, projection
+                projection.append((key, item))
+    return weights.of_tower(name, folder, tower), weights.of_tower(name, folder, projection)
 
 
 def _build(

@@ -1,4 +1,5 @@
-"""OpenAI CLIP's vision transformers, run by `clip` itself. Knows no network and no digest rule."""
+"""OpenAI CLIP's vision towers, run by `clip` itself: its transformers here, its ResNets by
+openai_clip_resnet. Knows no network and no digest rule."""
 
 from __future__ import annotations
 
@@ -9,65 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featprep.encoders import digests, downloads, wants, weights
-from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName, Recipe
+from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName
 from featprep.encoders.block_encoder import BlockEncoder
-from featprep.encoders.torch_encoder import place
+from featprep.encoders.clip_positions import Positions, cast
+from featprep.encoders.openai_clip_cards import KNOWN, MEAN, STD, spec_of
+from featprep.encoders.openai_clip_resnet import OpenAIResNetEncoder
+from featprep.encoders.torch_encoder import TorchEncoder, place
 from featprep.encoders.weights import Found
 from featprep.errors import UsageError, WeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 CACHE = Path("~/.cache/clip")  # fixed in clip.load
-_GRIDS_KEPT = 8  # --resize keep meets any number of grids, of up to 64 MB each
-# What an archive holds beside parameters, and what build_model reads shapes from.
-_ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")
-_SHAPE_KEYS = (
-    "visual.conv1.weight",
-    "visual.positional_embedding",
-    "visual.proj",
-    "text_projection",
-    "positional_embedding",
-    "token_embedding.weight",
-    "ln_final.weight",
-)
-
-
-def make_spec(
-    id: str, *, patch: int, width: int, depth: int, side: int, projected: int
-) -> EncoderSpec:
-    return EncoderSpec(
-        name=f"clip:{id}",
-        family="clip",
-        patch=patch,
-        hidden_dim=width,
-        depth=depth,
-        native_size=(side, side),
-        recipe=Recipe(resize=side, crop=(side, side)),
-        mean=MEAN,
-        std=STD,
-        projected_dim=projected,
-        text=True,
-        pooled=True,
-        pooler=True,
-        final_norm=False,
-        has_layers=True,
-        norms=("auto", "final", "none"),
-        has_value=True,
-        has_facets=True,
-    )
-
-
-KNOWN = {
-    "ViT-B/32": make_spec("ViT-B/32", patch=32, width=768, depth=12, side=224, projected=512),
-    "ViT-B/16": make_spec("ViT-B/16", patch=16, width=768, depth=12, side=224, projected=512),
-    "ViT-L/14": make_spec("ViT-L/14", patch=14, width=1024, depth=24, side=224, projected=768),
-    "ViT-L/14@336px": make_spec(
-        "ViT-L/14@336px", patch=14, width=1024, depth=24, side=336, projected=768
-    ),
-}
+_ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # beside its parameters
 
 
 def describe(name: ModelName) -> EncoderSpec | None:
@@ -75,17 +31,19 @@ def describe(name: ModelName) -> EncoderSpec | None:
     return KNOWN.get(name.id)
 
 
-def load(name: ModelName, options: LoadOptions) -> OpenAIClipEncoder:
+def load(name: ModelName, options: LoadOptions) -> TorchEncoder:
     found = find(name)
     path, urls = found.path, import_clip()._MODELS
     published = {url.split("/")[-2] for url in urls.values()}
     tensors = weights.read_tensors(path, name, published, options.trust_weights)
-    spec = _spec_of(tensors, name, path)
+    spec = spec_of(tensors, name, path)
     wants.check(spec, options.want)
     visual = _build(tensors, name, path)
-    settings = {"architecture": "openai-clip-vit", "mean": MEAN, "std": STD}
+    kind = "openai-clip-resnet" if spec.stages else "openai-clip-vit"
+    settings = {"architecture": kind, "mean": MEAN, "std": STD}
     digest = digests.digest(visual.state_dict(), settings, found.weights)
-    return OpenAIClipEncoder(spec, visual, options, digest, found)
+    encoder = OpenAIResNetEncoder if spec.stages else OpenAIClipEncoder
+    return encoder(spec, visual, options, digest, found)
 
 
 def find(name: ModelName) -> Found:
@@ -113,34 +71,6 @@ def import_clip() -> Any:
     return clip
 
 
-def _spec_of(tensors: Mapping[str, Tensor], name: ModelName, path: Path) -> EncoderSpec:
-    if "visual.layer1.0.conv1.weight" in tensors:
-        raise WeightsError(
-            f"{name}: {path} is a CLIP ResNet; allowed are vision transformers: {', '.join(KNOWN)}"
-        )
-    if lacking := [key for key in _SHAPE_KEYS if key not in tensors]:
-        raise WeightsError(
-            f"{name}: {path} is no OpenAI CLIP state dict, it lacks {', '.join(lacking)}; allowed "
-            "is clip's model.state_dict()"
-        )
-    conv, positions = tensors["visual.conv1.weight"], tensors["visual.positional_embedding"]
-    patch = conv.shape[-1]
-    spec = make_spec(
-        name.id,
-        patch=patch,
-        width=conv.shape[0],
-        depth=sum(key.startswith("visual.") and key.endswith("in_proj_weight") for key in tensors),
-        side=patch * round((len(positions) - 1) ** 0.5),
-        projected=tensors["visual.proj"].shape[1],
-    )
-    if name.id in KNOWN and spec != KNOWN[name.id]:
-        raise WeightsError(
-            f"{name}: {path} holds another architecture (patch {patch}, width {spec.hidden_dim}, "
-            f"{spec.depth} blocks, side {spec.native_size[0]}); give it as clip:YOUR_NAME={path}"
-        )
-    return spec
-
-
 def _build(tensors: Mapping[str, Tensor], name: ModelName, path: Path) -> Any:
     """The vision tower in float32, every value as the file has it.
 
@@ -150,6 +80,7 @@ def _build(tensors: Mapping[str, Tensor], name: ModelName, path: Path) -> Any:
     import torch
 
     model_room = importlib.import_module("clip.model")
+    weights.of_tower(name, path, ((k, t) for k, t in tensors.items() if k.startswith("visual.")))
     kept = {key: item for key, item in tensors.items() if key not in _ARCHIVE_EXTRAS}
     try:
         with torch.device("meta"):
@@ -157,7 +88,9 @@ def _build(tensors: Mapping[str, Tensor], name: ModelName, path: Path) -> Any:
         model.float().load_state_dict(
             {key: item.float() for key, item in kept.items()}, strict=True, assign=True
         )
-    except RuntimeError as error:  # load_state_dict's: lacking, unexpected and misshapen tensors
+    # load_state_dict's: lacking, unexpected and misshapen tensors; build_model's: no square of
+    # positions, no such stage
+    except (RuntimeError, AssertionError, KeyError) as error:
         raise WeightsError(
             f"{name}: {path} does not fit clip, get a whole copy: {weights.one_line(error)}"
         ) from error
@@ -171,9 +104,9 @@ class OpenAIClipEncoder(BlockEncoder):
         self, spec: EncoderSpec, visual: Any, options: LoadOptions, digest: str, found: Found
     ) -> None:
         super().__init__(spec, visual.conv1, options, digest, found)
-        _cast(visual, self._compute)
+        cast(visual, self._compute)
         self.visual: Any = place(visual, spec, options.device)
-        self._positions: dict[tuple[int, int], Tensor] = {}
+        self._positions = Positions()
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -184,11 +117,13 @@ class OpenAIClipEncoder(BlockEncoder):
         """(the image embedding, CLS after the last norm, which it is the projection of)."""
         from torch.func import functional_call
 
-        positions = {"positional_embedding": self._positions_at(self.grid(*pixels.shape[-2:]))}
+        grid = self.grid(*pixels.shape[-2:])
+        positions = self._positions.at(grid, self.visual.positional_embedding)
+        swapped = {"positional_embedding": positions}
         normed: list[Tensor] = []
         handle = self.visual.ln_post.register_forward_hook(lambda _m, _i, out: normed.append(out))
         try:
-            image: Tensor = functional_call(self.visual, positions, (pixels,))
+            image: Tensor = functional_call(self.visual, swapped, (pixels,))
         finally:
             handle.remove()
         return image, normed[0]
@@ -209,38 +144,3 @@ class OpenAIClipEncoder(BlockEncoder):
 
     def _pool_before_projection(self, result: tuple[Tensor, Tensor]) -> Tensor:
         return result[1]
-
-    def _positions_at(self, grid: tuple[int, int]) -> Tensor:
-        if grid not in self._positions:
-            if len(self._positions) == _GRIDS_KEPT:
-                self._positions.pop(next(iter(self._positions)))
-            self._positions[grid] = resample_positions(self.visual.positional_embedding, grid)
-        return self._positions[grid]
-
-
-def resample_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(1 + side², C) → (1 + rows·columns, C), as transformers' CLIP does.
-
-    CLIPVisionEmbeddings.interpolate_pos_encoding in models/clip/modeling_clip.py: bicubic,
-    align_corners=False, no antialiasing, the CLS row as it is. openai/CLIP has no interpolation.
-    """
-    import torch
-    from torch.nn.functional import interpolate
-
-    side = round((len(positions) - 1) ** 0.5)
-    if grid == (side, side):
-        return positions
-    square = positions[1:].T.reshape(1, -1, side, side).float()
-    resampled = interpolate(square, size=grid, mode="bicubic", align_corners=False)
-    return torch.cat((positions[:1], resampled[0].flatten(1).T.to(positions.dtype)))
-
-
-def _cast(visual: nn.Module, dtype: Any) -> None:
-    """To compute precision as clip's convert_weights: LayerNorms and embeddings stay float32."""
-    from torch import nn
-
-    for module in visual.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear | nn.MultiheadAttention):
-            module.to(dtype)
-    proj: Any = visual.proj
-    proj.data = proj.data.to(dtype)

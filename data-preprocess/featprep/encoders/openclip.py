@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from featprep.encoders import digests, hub, wants, weights
 from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName, Want
+from featprep.encoders.openclip_base import Tower
 from featprep.encoders.openclip_cards import (
     CONFIG,
     HUB,
@@ -27,7 +28,7 @@ from featprep.encoders.openclip_cards import (
     shape_of,
     tags,
 )
-from featprep.encoders.openclip_towers import Tower, make_tower
+from featprep.encoders.openclip_towers import make_tower
 from featprep.encoders.torch_encoder import Taken, TorchEncoder, place
 from featprep.encoders.weights import Found, local_file
 from featprep.errors import UsageError, WeightsError
@@ -125,7 +126,8 @@ def _local_folder(name: ModelName, folder: Path) -> Found:
     held = [folder / file for file in WEIGHTS if (folder / file).is_file()]
     if not held:
         raise WeightsError(f"{name}: {folder} holds no weights; put {WEIGHTS[0]} there")
-    return Found(folder, (held[0],), str(folder), sha256=digests.hub_sha256(held[:1]))
+    others = tuple(file for file in (folder / CONFIG,) if file.is_file())
+    return Found(folder, (held[0],), str(folder), others, digests.hub_sha256(held[:1]))
 
 
 def _activation(name: ModelName, card: Card, asked: bool | None) -> bool:
@@ -190,7 +192,10 @@ def build(
 def _fill(model: Any, tensors: Mapping[str, Tensor], name: ModelName, path: Path) -> None:
     """Put the visual tower's tensors in, every value as the file has it, strictly."""
     convert = importlib.import_module("open_clip.convert")
-    plain = {key.removeprefix("module."): item for key, item in tensors.items()}
+    named = [(key.removeprefix("module."), item) for key, item in tensors.items()]
+    towers = ("visual.", "image_encoder.")  # the latter: MobileCLIP as Apple publishes it
+    weights.of_tower(name, path, (each for each in named if each[0].startswith(towers)))
+    plain = dict(named)
     visual = {
         key.removeprefix("visual."): item.float() if item.is_floating_point() else item
         for key, item in convert.convert_state_dict(model, plain).items()
@@ -213,7 +218,6 @@ class OpenClipEncoder(TorchEncoder):
         self, spec: EncoderSpec, tower: Tower, options: LoadOptions, digest: str, found: Found
     ) -> None:
         super().__init__(spec, tower.visual, options, digest, found)
-        self.prefix = tower.prefix
         self.tower = tower
         _cast(tower.visual, self._compute)
         self.visual: Any = place(tower.visual, spec, options.device)
@@ -226,14 +230,18 @@ class OpenClipEncoder(TorchEncoder):
             raise UsageError(
                 f"--size {height},{width}: {self.spec.name} takes {own} only; drop --size"
             )
-        return self.tower.cells(height, width)
+        return self.tower.cells(height, width, layer)
 
     def _take(self, pixels: Tensor, want: Want) -> Taken:
-        if want.feature == "projected":
-            cells = self.tower.project(self.tower.tokens(pixels, norm=True))
-        else:
-            cells = self.tower.tokens(pixels, norm=self.spec.final_norm)
-        return Taken({self.spec.depth - 1: cells})
+        raw, pooled = self.tower.take(pixels, want)
+        layers = {layer: self._finish(raw[layer], want, layer) for layer in want.layers}
+        return Taken(layers, pooled if want.pooled else None)
+
+    def _finish(self, output: Any, want: Want, layer: int) -> Tensor:
+        tokens = self.tower.tokens_of(output)
+        if want.feature != "patch":
+            return self.tower.project(tokens)
+        return self.tower.norm(tokens) if wants.is_normed(self.spec, want, layer) else tokens
 
 
 def _cast(visual: Any, dtype: Any) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from featprep.encoders import weights
-from featprep.encoders.base import EncoderSpec, ModelName, Recipe
+from featprep.encoders.base import EncoderSpec, ModelName, Recipe, Stage
 from featprep.errors import UsageError, WeightsError
 
 CONFIG = "open_clip_config.json"
@@ -36,14 +36,31 @@ _PREPROCESS: Mapping[str, Any] = {  # open_clip's PreprocessCfg: what holds wher
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a tower makes of an image. `patch`: stride of a cell. `depth`: blocks, or stages."""
+    """What a tower makes of an image.
+
+    `patch`: stride of a cell. `depth`: blocks, or `stages`, which CNNs alone have. `cls`,
+    `registers`: tokens before the cells. `has_norm`: a last norm that one token alone can pass.
+    """
 
     patch: int
     width: int
     depth: int
     side: int
+    stages: tuple[Stage, ...] = ()
+    cls: bool = False
+    registers: int = 0
+    has_norm: bool = False
 
 
+def doubling(stride: int, channels: int, count: int) -> tuple[Stage, ...]:
+    """Stages of a CNN, each of twice the stride and the channels of the last, up to these."""
+    halvings = range(count - 1, -1, -1)
+    return tuple(Stage(stride >> halving, channels >> halving) for halving in halvings)
+
+
+_CNNS = ("convnext", "fastvit")
+# timm's names of ViTs that have no class token.
+_WITHOUT_CLS = re.compile("siglip|vitamin|vit_medium_patch16_gap|vit_pe_core_gigantic")
 # timm's name, from its beginning: width and depth (blocks, or stages) of the trunk, and stride
 # where the name does not say it.
 _TRUNKS = {
@@ -110,6 +127,11 @@ class Card:
     def has_activation(self) -> bool:
         """Whether QuickGELU or GELU is a choice: timm's trunks and ResNets have their own."""
         return self.trunk is None and not self.is_resnet
+
+    @property
+    def pools(self) -> bool:
+        """Whether its head takes any number of cells."""
+        return self.vision.get("timm_pool") not in ("abs_attn", "rot_attn")
 
     @property
     def projects(self) -> bool:
@@ -218,17 +240,34 @@ def shape_of(card: Card) -> Shape | None:
     """The tower's shape without building it; None for a trunk of timm's not in the table."""
     side = int(card.vision["image_size"])
     if card.is_resnet:
-        return Shape(32, card.vision["width"] * 32, 4, side)
+        width = card.vision["width"] * 32
+        return Shape(32, width, 4, side, stages=doubling(32, width, 4))
     if card.trunk is None:
         vision = {"patch_size": 16, "width": 768, "layers": 12, **card.vision}  # its CLIPVisionCfg
-        return Shape(vision["patch_size"], vision["width"], vision["layers"], side)
+        return Shape(
+            vision["patch_size"],
+            vision["width"],
+            vision["layers"],
+            side,
+            cls=True,
+            has_norm=not vision.get("attentional_pool"),  # whose norm is of what it pooled
+        )
     fits = [stem for stem in _TRUNKS if card.trunk.startswith(stem)]
     if not fits:
         return None
     width, depth, stride = _TRUNKS[max(fits, key=len)]
     patch = re.search(r"_patch(\d+)", card.trunk)
     own = re.search(r"_(\d{3})$", card.trunk)
-    return Shape(int(patch[1]) if patch else stride, width, depth, int(own[1]) if own else side)
+    is_cnn = card.trunk.startswith(_CNNS)
+    return Shape(
+        int(patch[1]) if patch else stride,
+        width,
+        depth,
+        int(own[1]) if own else side,
+        stages=doubling(stride, width, depth) if is_cnn else (),
+        cls=not is_cnn and not _WITHOUT_CLS.search(card.trunk),
+        has_norm=not card.trunk.startswith("fastvit"),
+    )
 
 
 def make_spec(
@@ -245,6 +284,8 @@ def make_spec(
         )
     red, green, blue = said["mean"]
     red_std, green_std, blue_std = said["std"]
+    projects = card.projects and not fixed_size
+    has_norm = shape.has_norm and not fixed_size
     return EncoderSpec(
         name=str(name),
         family="openclip",
@@ -259,11 +300,19 @@ def make_spec(
         ),
         mean=(red, green, blue),
         std=(red_std, green_std, blue_std),
-        projected_dim=int(card.config["embed_dim"]) if card.projects and not fixed_size else None,
+        projected_dim=int(card.config["embed_dim"]) if projects else None,
         text=True,
         pos_embeds=("transformers", "hub"),
         fixed_size=fixed_size,
-        final_norm=card.vision.get("timm_pool") == "map",
+        pooled=card.pools,
+        cls=shape.cls,
+        registers=shape.registers,
+        final_norm=has_norm and card.vision.get("timm_pool") == "map",
+        has_layers=not fixed_size,
+        stages=shape.stages,
+        norms=("auto", "final", "none") if has_norm else ("auto", "none"),
+        has_value=projects and (card.is_resnet or not shape.stages),
+        has_facets=not fixed_size and not shape.stages,
     )
 
 

@@ -103,6 +103,12 @@ def _parts_of(module: Any) -> Callable[[Tensor, Facet], Tensor] | None:
     return None
 
 
+def _behind_inner_norm(module: Any, out: Any) -> Any:
+    """EVA02's attention norms what it gathered before its output projection."""
+    norm = getattr(module, "norm", None)
+    return out if norm is None else lambda value: out(norm(value))
+
+
 def _own(linears: Sequence[Any], tokens: Tensor, facet: Facet) -> Tensor:
     part: Tensor = linears[_FACETS.index(facet)](tokens)
     return part
@@ -136,7 +142,7 @@ def _fused_bias(module: Any, qkv: Any) -> Tensor | None:
 def _output_of(block: nn.Module, module: Any) -> Any:
     for name in _OUTPUTS:
         if hasattr(module, name):
-            return getattr(module, name)
+            return _behind_inner_norm(module, getattr(module, name))
     for name, part in block.named_modules():  # transformers before 5.20: in a module beside
         if name.endswith("attention.output.dense"):
             return part

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ from featprep.encoders import (
     hf_shapes,
     huggingface,
     openai_clip,
+    openai_clip_cards,
+    openai_clip_shapes,
     openclip,
     openclip_cards,
     weights,
@@ -32,25 +34,19 @@ if TYPE_CHECKING:
 
 TINY = {
     "clip": replace(
-        openai_clip.make_spec("tiny", patch=14, width=64, depth=3, side=224, projected=32),
+        openai_clip_cards.make_spec("tiny", patch=14, width=64, depth=3, side=224, projected=32),
         meaningless=True,
     ),
     "hf": replace(spec_of("hf:tiny", *hf_known.dinov2(64, 3)), meaningless=True),
     "openclip": replace(
-        openai_clip.make_spec("tiny", patch=14, width=64, depth=3, side=224, projected=32),
+        openai_clip_cards.make_spec("tiny", patch=14, width=64, depth=3, side=224, projected=32),
         name="openclip:tiny",
         family="openclip",
         pos_embeds=("transformers", "hub"),
-        pooled=False,
         pooler=False,
-        has_layers=False,
-        norms=("auto",),
-        has_value=False,
-        has_facets=False,
         meaningless=True,
     ),
 }
-_TEXT_WIDTH, _CONTEXT, _VOCABULARY = 64, 77, 49408
 _GAINS = ("lambda1", "logit_scale", "gamma", "layer_scale", "running_var")
 
 
@@ -75,16 +71,23 @@ def write_random(name: str, folder: Path, layers: int | None = None) -> Path:
     family, _, id = name.partition(":")
     if family == "openclip":
         card = openclip_cards.card_of(ModelName(family, id))
-        depth = {"layers": layers} if layers and card.has_activation else {}
+        depth: dict[str, object] = {}
+        if layers and card.is_resnet:
+            depth = {"layers": [min(count, layers) for count in card.vision["layers"]]}
+        elif layers and card.has_activation:
+            depth = {"layers": layers}
         return write_openclip(card, folder, **depth)
     if family == "hf" and id in hf_known.FILES:
         config, processor = hf_known.FILES[id]
         return write_folder((shorten(config, layers), processor), folder)
-    if family != "clip" or id not in openai_clip.KNOWN:
+    if family != "clip" or id not in openai_clip_cards.KNOWN:
         raise UsageError(
             f"write_random {name}: allowed are the published names, such as clip:ViT-B/32"
         )
-    spec = openai_clip.KNOWN[id]
+    spec = openai_clip_cards.KNOWN[id]
+    if spec.stages:
+        blocks = openai_clip_cards.RESNET_BLOCKS[id]
+        return write_resnet(spec, folder, [min(count, layers or count) for count in blocks])
     return write_checkpoint(replace(spec, depth=layers or spec.depth), folder)
 
 
@@ -121,13 +124,21 @@ def write_checkpoint(spec: EncoderSpec, folder: Path) -> Path:
         said = {"mean": spec.mean, "std": spec.std}
         config = {"embed_dim": spec.projected_dim, "vision_cfg": vision}
         return write_openclip(openclip_cards.Card(config, said, quick_gelu=True), folder)
+    return write_clip(spec, openai_clip_shapes.vit_shapes(spec), folder)
+
+
+def write_resnet(spec: EncoderSpec, folder: Path, blocks: Sequence[int] = (1, 1, 1, 1)) -> Path:
+    """Write random weights of a CLIP ResNet with so many blocks a stage, as OpenAI's state dict."""
+    return write_clip(spec, openai_clip_shapes.resnet_shapes(spec, blocks), folder)
+
+
+def write_clip(spec: EncoderSpec, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> Path:
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{spec.name.partition(':')[2].replace('/', '-')}.pt"
-    drawn = _draw(_clip_shapes(spec))
     # As OpenAI's: float16 holds every value, so that clip.load itself rounds nothing.
-    torch.save({key: item.half().float() for key, item in drawn.items()}, path)
+    torch.save({key: item.half().float() for key, item in _draw(shapes).items()}, path)
     return path
 
 
@@ -198,40 +209,3 @@ def _draw(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
         scale = 0.1 if is_gain or small else inputs**-0.5
         drawn[name] = torch.from_numpy(np.asarray(normal * np.float32(scale) + np.float32(is_gain)))
     return drawn
-
-
-def _clip_shapes(spec: EncoderSpec) -> dict[str, tuple[int, ...]]:
-    """The tensors of OpenAI's CLIP; the text tower is one narrow block whatever the other is."""
-    width, patch, text, embed = spec.hidden_dim, spec.patch, _TEXT_WIDTH, spec.projected_dim or 0
-    cells = (spec.native_size[0] // patch) ** 2
-    return {
-        "visual.class_embedding": (width,),
-        "visual.positional_embedding": (cells + 1, width),
-        "visual.proj": (width, embed),
-        "visual.conv1.weight": (width, 3, patch, patch),
-        **_pair("visual.ln_pre", width),
-        **_clip_blocks("visual.transformer", spec.depth, width),
-        **_pair("visual.ln_post", width),
-        "positional_embedding": (_CONTEXT, text),
-        "text_projection": (text, embed),
-        "logit_scale": (),
-        **_clip_blocks("transformer", 1, text),
-        "token_embedding.weight": (_VOCABULARY, text),
-        **_pair("ln_final", text),
-    }
-
-
-def _clip_blocks(tower: str, depth: int, width: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for block in (f"{tower}.resblocks.{index}" for index in range(depth)):
-        shapes[f"{block}.attn.in_proj_weight"] = (3 * width, width)
-        shapes[f"{block}.attn.in_proj_bias"] = (3 * width,)
-        shapes |= _pair(f"{block}.attn.out_proj", width, width)
-        shapes |= _pair(f"{block}.ln_1", width) | _pair(f"{block}.ln_2", width)
-        shapes |= _pair(f"{block}.mlp.c_fc", 4 * width, width)
-        shapes |= _pair(f"{block}.mlp.c_proj", width, 4 * width)
-    return shapes
-
-
-def _pair(module: str, outputs: int, *inputs: int) -> dict[str, tuple[int, ...]]:
-    return {f"{module}.weight": (outputs, *inputs), f"{module}.bias": (outputs,)}

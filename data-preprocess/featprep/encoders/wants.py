@@ -40,9 +40,11 @@ def is_normed(spec: EncoderSpec, want: Want, layer: int) -> bool:
     """Whether the map of a layer, counted from 0, is after the model's last norm."""
     if want.facet != "token":
         return False
-    if want.norm == "auto" and want.feature == "patch":
+    if want.feature != "patch":  # after the final norm; of a CNN, where there is one
+        return not spec.stages or "final" in spec.norms
+    if want.norm == "auto":
         return spec.final_norm and layer == spec.depth - 1
-    return want.norm != "none"
+    return want.norm == "final"
 
 
 def _layers(spec: EncoderSpec, asked: tuple[int, ...]) -> tuple[int, ...]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 import json
 import warnings
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featprep.encoders.base import ModelName
-from featprep.encoders.digests import file_sha256
+from featprep.encoders.digests import file_sha256, hub_sha256
 from featprep.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -59,6 +59,13 @@ def one_line(error: BaseException, width: int = 240) -> str:
 def local_file(path: str) -> Found:
     """Of FAMILY:NAME=FILE."""
     return Found(Path(path), (Path(path),), path)
+
+
+def local_folder(path: str, configs: Sequence[str] = (CONFIG, PROCESSOR)) -> Found:
+    """Of FAMILY:NAME=FOLDER, in the form of transformers and timm; what is lacking shows later."""
+    folder, held = Path(path), weight_files(Path(path))
+    others = tuple(folder / file for file in configs if (folder / file).is_file())
+    return Found(folder, tuple(held), path, others, hub_sha256(held))
 
 
 # --- reading
@@ -158,6 +165,28 @@ def _plain(loaded: Any, path: Path, name: ModelName) -> dict[str, Tensor]:
         f"{name}: {path} holds more than tensors; allowed is a plain state dict: "
         f"torch.save(torch.load(FILE)[{inside!r}], NEW_FILE)"
     )
+
+
+def of_tower(name: ModelName, path: Path, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors an encoder uses, by its own names for them.
+
+    Refuses two under one name, and numbers that are not weights by themselves: eight bits and less
+    stand for something only with their scales, and would load as if they were the values.
+    """
+    import torch
+
+    held: dict[str, Tensor] = {}
+    for key, item in named:
+        if key in held and not torch.equal(held[key], item):
+            raise WeightsError(f"{name}: {path} holds two tensors for {key}; get a clean copy")
+        if item.is_complex() or (item.element_size() < 2 and item.dtype != torch.bool):
+            kind = str(item.dtype).removeprefix("torch.")
+            raise WeightsError(
+                f"{name}: {path} holds {key} as {kind}, which is quantised or no weight; allowed "
+                "is float32, bfloat16 or float16: get the checkpoint as it was published"
+            )
+        held[key] = item
+    return held
 
 
 # --- which there are, and whether they are whole

@@ -2,6 +2,8 @@
 
 OUT/a/b_mask.npy   written first
 OUT/a/b.json       then, with --save_meta
+OUT/a/b@5.npy      then the maps of further layers, with --layer 11,5
+OUT/a/b_vec.npz    then, with --prefix, --pooled or --masked_pool
 OUT/a/b.npy        last: an image is done when its feature file stands
 """
 
@@ -10,7 +12,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,7 +31,8 @@ from featprep.stores.base import (
     result_error,
 )
 
-FEATURE, MASK, META = ".npy", "_mask.npy", ".json"
+FEATURE, MASK, META, VECTORS = ".npy", "_mask.npy", ".json", "_vec.npz"
+_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can say: bytes must not hold the hour
 _REMEMBERED = 1000  # folders; a data set may have one an image
 
 
@@ -36,10 +40,19 @@ class NpyTreeStore:
     """Feature maps as a tree of .npy files below `root`."""
 
     def __init__(
-        self, root: str, *, mask: bool = True, meta: bool = False, tag: str = EVERYTHING
+        self,
+        root: str,
+        *,
+        mask: bool = True,
+        meta: bool = False,
+        layers: Sequence[int] = (),
+        vectors: bool = False,
+        tag: str = EVERYTHING,
     ) -> None:
-        """`tag` names the shard that writes; temporary files carry it."""
+        """`layers`: those beside the first one. `tag` names the shard that writes; temporary files
+        carry it."""
         self.root, self.mask, self.meta, self.tag = root, mask, meta, tag
+        self.layers, self.vectors = tuple(sorted(layers)), vectors
         self._real_root = os.path.realpath(root)
         self._inside: set[str] = set()
 
@@ -52,7 +65,13 @@ class NpyTreeStore:
     def files(self, key: str) -> tuple[str, ...]:
         """See Store. The mask's name is taken even where none is written: beside `x.npy`, a reader
         would take the map of an image called `x_mask` for the mask of `x`."""
-        return (key + MASK, *((key + META,) * self.meta), key + FEATURE)
+        return (
+            key + MASK,
+            *((key + META,) * self.meta),
+            *(layer_file(key, layer) for layer in self.layers),
+            *((key + VECTORS,) * self.vectors),
+            key + FEATURE,
+        )
 
     def path(self, file: str) -> str:
         return os.path.join(self.root, *file.split("/"))
@@ -67,7 +86,11 @@ class NpyTreeStore:
             digests |= self._write(key + MASK, _npy(result.mask))
         if self.meta:
             digests |= self.write_meta(key, dict(result.meta))
-        return digests | self._write(key + FEATURE, _npy(result.feature))
+        for layer in self.layers:
+            digests |= self._write(layer_file(key, layer), _npy(result.features.maps[layer]))
+        if self.vectors:
+            digests |= self._write(key + VECTORS, _npz(result.features.vectors))
+        return digests | self._write(key + FEATURE, _npy(result.features.map))
 
     def write_meta(self, key: str, meta: dict[str, Any]) -> dict[str, str]:
         """See Store. Annotations often lie beside their images as NAME.json, and the output may be
@@ -80,10 +103,10 @@ class NpyTreeStore:
         return self._write(key + META, [text.encode()])
 
     def done(self, key: str) -> bool:
-        """Does a map of this key stand? A mask beside its map is none."""
-        if is_reserved(key) or not os.path.exists(self.path(key + FEATURE)):
+        """Does a map of this key stand? A mask beside its map is none, nor is a further layer."""
+        if is_reserved(key) or not self._stands(key + FEATURE):
             return False
-        return not (key.endswith("_mask") and self._is_mask(key))
+        return not self._is_layer(key) and not (key.endswith("_mask") and self._is_mask(key))
 
     def read(self, key: str) -> tuple[AnyArray, AnyArray | None, dict[str, Any] | None]:
         if not self.done(key):
@@ -94,6 +117,18 @@ class NpyTreeStore:
             read_array(mask) if os.path.exists(mask) else None,
             read_json(meta) if os.path.exists(meta) else None,
         )
+
+    def read_layers(self, key: str) -> dict[int, AnyArray]:
+        """The maps of further layers, memory-mapped. Raises as `read`, and OSError."""
+        if not self.done(key):
+            raise KeyError(key)
+        return {layer: read_array(self.path(layer_file(key, layer))) for layer in self.layers}
+
+    def read_vectors(self, key: str) -> dict[str, AnyArray] | None:
+        """NAME_vec.npz, in memory, or None where the run wrote none. Raises as `read_layers`."""
+        if not self.done(key):
+            raise KeyError(key)
+        return read_npz(self.path(key + VECTORS)) if self.vectors else None
 
     def keys(self) -> Iterator[str]:
         """Keys by byte order within each folder, files before subfolders."""
@@ -118,7 +153,9 @@ class NpyTreeStore:
         self._unlink(key + FEATURE)
         if self.own_meta(key) is not None:
             self._unlink(key + META)
-        self._unlink(key + MASK)
+        for file in self.files(key):
+            if file not in (key + FEATURE, key + META):
+                self._unlink(file)
 
     def own_meta(self, key: str) -> dict[str, Any] | None:
         """NAME.json, if it stands and featprep wrote it."""
@@ -185,13 +222,28 @@ class NpyTreeStore:
             stem
             for stem in stems
             if not stem.startswith("._")  # what macOS leaves beside files on foreign disks
+            and not self._is_layer(folder + stem, lambda file: file[len(folder) :] in names)
             and not (stem.endswith("_mask") and self._is_mask(folder + stem))
         ]
         return sorted(maps, key=sort_key)
 
+    def _stands(self, file: str) -> bool:
+        return os.path.exists(self.path(file))
+
+    def _is_layer(self, key: str, stands: Callable[[str], bool] | None = None) -> bool:
+        """`x@5.npy` beside `x.npy` is a layer of it; alone, it is the map of an image called `x@5`
+        if that one's own layers stand, else what a killed run left."""
+        stem, _, layer = key.rpartition("@")
+        if not stem or layer not in map(str, self.layers):
+            return False
+        stands = stands or self._stands
+        return stands(stem + FEATURE) or not all(
+            stands(layer_file(key, further)) for further in self.layers
+        )
+
     def _is_mask(self, key: str) -> bool:
         """`x_mask.npy` beside `x.npy` is a mask, and so is one that a killed run left alone."""
-        if os.path.exists(self.path(key.removesuffix("_mask") + FEATURE)):
+        if self._stands(key.removesuffix("_mask") + FEATURE):
             return True
         try:
             return read_array(self.path(key + FEATURE)).ndim == 2
@@ -199,11 +251,37 @@ class NpyTreeStore:
             return False
 
 
+def layer_file(key: str, layer: int) -> str:
+    return f"{key}@{layer}{FEATURE}"
+
+
 def _npy(array: AnyArray) -> Parts:
     """The bytes of an .npy file, the data as they lie in memory."""
-    header, array = io.BytesIO(), np.ascontiguousarray(array)
+    header, array = io.BytesIO(), np.asarray(array, order="C")
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
     return header.getvalue(), array.data.cast("B")
+
+
+def _npz(arrays: Mapping[str, AnyArray]) -> Parts:
+    """The bytes of an .npz file, the same for the same arrays: stored, without dates."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
+        for name, array in arrays.items():
+            member = zipfile.ZipInfo(f"{name}{FEATURE}", _ZIP_EPOCH)
+            member.create_system, member.external_attr = 3, 0o644 << 16  # Unix, on any system
+            file.writestr(member, b"".join(_npy(array)))
+    return (archive.getvalue(),)
+
+
+def read_npz(path: str) -> dict[str, AnyArray]:
+    """An .npz file's arrays. Raises ValueError if it is none or not whole."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # as for .npy
+        raise ValueError(f"{path} is no whole .npz file: {error}") from error
 
 
 def read_array(path: str) -> AnyArray:

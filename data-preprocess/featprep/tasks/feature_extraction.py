@@ -25,7 +25,7 @@ import numpy as np
 
 from featprep.encoders.base import EncoderSpec, Want
 from featprep.errors import UsageError
-from featprep.records import AnyArray, FeatureMaps
+from featprep.records import AnyArray, Features
 from featprep.session import Session
 from featprep.settings import nearest
 from featprep.tasks import inputs
@@ -82,11 +82,11 @@ class FeatureExtraction:
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """`meaning`: for a message. `finish`: one row of FeatureMaps → the result."""
+    """`meaning`: for a message. `finish`: what was taken of one image → its result."""
 
     meaning: str
     want: Want
-    finish: Callable[[FeatureMaps], AnyArray]
+    finish: Callable[[Features], AnyArray]
 
 
 def _ways(spec: EncoderSpec) -> dict[Any, _Way]:
@@ -128,33 +128,33 @@ _LACKING: dict[Any, str] = {
 }
 
 
-def _tokens(spec: EncoderSpec, row: FeatureMaps) -> AnyArray:
+def _tokens(spec: EncoderSpec, features: Features) -> AnyArray:
     """(1, tokens, C): CLS, registers, patches row by row."""
-    patches = row.map.reshape(*row.map.shape[:2], -1).swapaxes(1, 2)
-    parts = [patches] if row.prefix is None else [_prefix(spec, row), patches]
-    return np.concatenate(parts, axis=1)
+    patches = features.map.reshape(len(features.map), -1).T
+    has_prefix = "prefix" in features.vectors
+    parts = [_prefix(spec, features), patches] if has_prefix else [patches]
+    return np.concatenate(parts)[None]
 
 
-def _pooled(row: FeatureMaps) -> AnyArray:
-    assert row.pooled is not None, "it was asked for"
-    return row.pooled.copy()  # not a view that keeps the batch
+def _pooled(features: Features) -> AnyArray:
+    return features.vectors["pooled"][None].copy()  # not a view that keeps the batch
 
 
-def _mean(row: FeatureMaps) -> AnyArray:
-    mean: AnyArray = row.map.mean(axis=(2, 3), dtype=np.float32)
-    return mean.astype(row.map.dtype)
+def _mean(features: Features) -> AnyArray:
+    mean: AnyArray = features.map.mean(axis=(1, 2), dtype=np.float32)
+    return mean.astype(features.map.dtype)[None]
 
 
-def _cls(spec: EncoderSpec, row: FeatureMaps) -> AnyArray:
-    return _prefix(spec, row)[:, 0].copy()
+def _cls(spec: EncoderSpec, features: Features) -> AnyArray:
+    return _prefix(spec, features)[:1].copy()
 
 
-def _prefix(spec: EncoderSpec, row: FeatureMaps) -> AnyArray:
-    """(1, P, C). Patches alone must never pass for all tokens."""
-    assert row.prefix is not None, "it was asked for"
-    if row.prefix.shape[1] != spec.cls + spec.registers:
+def _prefix(spec: EncoderSpec, features: Features) -> AnyArray:
+    """(P, C). Patches alone must never pass for all tokens."""
+    prefix = features.vectors["prefix"]
+    if len(prefix) != spec.cls + spec.registers:
         raise UsageError(f"{spec.name} gives its patches alone; there is pool='mean'")
-    return row.prefix
+    return prefix
 
 
 def _converter(kind: str) -> Callable[[AnyArray], Any]:
