@@ -123,7 +123,6 @@ def test_pictures_and_arrays_stay_what_they_are() -> None:
         ((4, 5, 4), (5, 4, 4)),  # both could be channels: torch's order counts
         ((5, 7), (5, 7)),
         ((5, 6, 7), (5, 6, 7)),  # neither: refused where arrays are
-        ((2, 3, 5, 7), (2, 3, 5, 7)),
     ],
 )
 def test_a_tensors_channels_are_its_first_axis_where_they_can_be(
@@ -155,6 +154,8 @@ def test_a_tensor_of_any_float_and_on_a_graph_is_read() -> None:
         ("data:image/png,abc", "no base64 data URI; write data:image/png;base64,DATA"),
         ("data:image/png;base64", "no base64 data URI; write data:image/png;base64,DATA"),
         ("data:;base64,@@@@", "its base64 is damaged (Only base64 data is allowed)"),
+        (np.zeros((2, 5, 7, 3)), "four axes are a batch; pass it as a list, list(images)"),
+        (torch.zeros(2, 3, 5, 7), "four axes are a batch; pass it as a list, list(images)"),
         (io.StringIO("text"), "is open for text; open it with mode 'rb'"),
         (
             {"image": PICTURE},

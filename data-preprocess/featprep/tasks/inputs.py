@@ -89,10 +89,12 @@ def read(image: Any, limits: UrlLimits) -> Pixels:
         return _read_file(os.fspath(image))
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
-    if isinstance(image, Image.Image | np.ndarray):
+    if isinstance(image, Image.Image):
         return image
-    if _is_tensor(image):
-        return _array_of(image)
+    if isinstance(image, np.ndarray) or _is_tensor(image):
+        if image.ndim == 4:
+            raise ImageError("four axes are a batch; pass it as a list, list(images)", "read")
+        return image if isinstance(image, np.ndarray) else _array_of(image)
     if hasattr(image, "read"):
         return _read_open(image)
     raise ImageError(
