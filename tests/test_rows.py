@@ -20,7 +20,7 @@ import torch
 from fakes import SPEC, FakeEncoder, fake_session, mean_colours
 from featprep import images
 from featprep.errors import ImageError, UsageError
-from featprep.tasks import models
+from featprep.tasks import models, urls
 from PIL import Image
 
 TASK = "image-feature-extraction"
@@ -62,6 +62,20 @@ def test_every_kind_of_image_gives_the_same_tokens(means: Any, tmp_path: Path) -
     expected = mean_colours(array.transpose(2, 0, 1)[None]).reshape(1, 3, 16).swapaxes(1, 2)
     for kind_, result in zip(kinds, results, strict=True):
         assert np.array_equal(result, expected), kind_
+
+
+def test_the_time_limit_is_of_each_address(means: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, asked = io.BytesIO(), []
+    grey(3).save(file, "PNG")
+
+    def fetch(url: str, limits: urls.UrlLimits) -> bytes:
+        asked.append((url, limits.timeout_s))
+        return file.getvalue()
+
+    monkeypatch.setattr(urls, "fetch", fetch)
+    assert values(means(["http://a/x", "HTTPS://b/y"], timeout=2)) == [3, 3]
+    means("http://c/z")
+    assert sorted(asked) == [("HTTPS://b/y", 2), ("http://a/x", 2), ("http://c/z", 30)]
 
 
 def test_one_image_gives_one_result_and_costs_a_batch_of_one(means: Any, fake: FakeEncoder) -> None:

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from featprep.errors import ImageError
+from featprep.tasks import inputs
 from featprep.tasks.urls import UrlLimits, fetch, shown
 
 BODY = bytes(range(256)) * 400  # 102,400 bytes: more than one read
@@ -104,6 +105,10 @@ def refusal(url: str, **limits: float) -> str:
 @pytest.mark.parametrize("path", ["image", "unsized", "hops/5", "image/?size=1&q=ä ö#part"])
 def test_an_address_gives_its_body_also_after_five_redirects(site: str, path: str) -> None:
     assert fetch(f"{site}/{path}", UrlLimits()) == BODY
+
+
+def test_an_address_is_an_image_in_any_case_of_its_scheme(site: str) -> None:
+    assert inputs.read(site.replace("http:", "HTTP:") + "/image", UrlLimits()) == BODY
 
 
 def test_what_is_asked_is_ascii_and_says_who_asks(site: str) -> None:
