@@ -107,7 +107,7 @@ def _names(flags: argparse.Namespace) -> list[ModelName]:
             values = list({_architecture(name): name for name in reversed(values)}.values())[::-1]
     elif flags.all:
         values = [f"{family}:{id}" for family, ids in EXAMPLES.items() for id in ids]
-    tiny = [f"{family}:tiny" for family in FAMILIES]
+    tiny = [name for name in list_encoders() if name.endswith(":tiny")]
     every = [name for value in values for name in (tiny if value == "tiny" else [value])]
     names = [resolve(value, "any") for value in every]
     for name in names if flags.random else ():
@@ -191,7 +191,10 @@ def _weights(name: ModelName, is_random: bool, layers: int | None) -> Iterator[M
             path = write_tiny(name.family, target)
         else:
             path = write_random(str(name), target, layers)
-        yield ModelName(name.family, "random", str(path))
+        # A state dict of torchvision's says its architecture by its name alone.
+        yield ModelName(
+            name.family, name.id if name.family == "torchvision" else "random", str(path)
+        )
 
 
 def _measure(names: Sequence[ModelName], flags: argparse.Namespace) -> int:
