@@ -262,6 +262,20 @@ def test_reduced_precision_allows_a_cosine_of_999_thousandths() -> None:
         assert verdict.difference.cosine == pytest.approx((1 - sine**2) ** 0.5)
 
 
+def test_of_an_unstable_network_four_times_what_rounding_its_weights_does_is_allowed(
+    models: dict[str, ModelName], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certify, "LEAST_COSINE", 1 - 1e-9)
+    case = Case(48, 96, want=Want(prefix=True), compute="bfloat16")
+    first, second = certify.certify(models["dinov2"], [case])
+    for verdict in (first, second):
+        assert 1e-6 < verdict.movement < 1e-3
+        assert verdict.share == (1 - verdict.difference.cosine) / (4 * verdict.movement)
+    assert first.movement != second.movement
+    exact = Case(48, 96, want=Want(prefix=True))
+    assert {verdict.movement for verdict in certify.certify(models["dinov2"], [exact])} == {0.0}
+
+
 def test_the_worst_cells_count_apart_from_the_whole_map() -> None:
     reference = np.random.default_rng(0).normal(size=(1, 8, 10, 10))
     ours = reference.copy()
@@ -396,7 +410,8 @@ def test_the_table_has_a_line_a_model_and_the_json_every_comparison(
     assert {"value 42×84 bf16", "pooled 224×224", "query@0 70×42", "order 70×42"} <= whats
     row = read["models"][0]["comparisons"][0]
     assert row.keys() == {
-        "what", "batch", "rule", "within", "max_abs", "rms", "relative", "cosine", "low_cosine",
+        "what", "batch", "rule", "within", "movement", "max_abs", "rms", "relative", "cosine",
+        "low_cosine",
     }  # fmt: skip
 
 
