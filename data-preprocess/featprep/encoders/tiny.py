@@ -47,6 +47,7 @@ TINY = {
         name="openclip:tiny",
         family="openclip",
         pos_embeds=("transformers", "hub"),
+        pooler=False,
         meaningless=True,
     ),
     "timm": replace(timm_catalogue.tiny_spec(width=64, depth=3), meaningless=True),
