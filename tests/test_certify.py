@@ -256,7 +256,7 @@ def test_reduced_precision_allows_a_cosine_of_999_thousandths() -> None:
         assert verdict.difference.cosine == pytest.approx((1 - sine**2) ** 0.5)
 
 
-def test_of_an_unstable_network_four_times_what_rounding_its_weights_does_is_allowed(
+def test_of_an_unstable_network_ten_times_what_rounding_its_weights_does_is_allowed(
     models: dict[str, ModelName], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(certify, "LEAST_COSINE", 1 - 1e-9)
@@ -264,7 +264,7 @@ def test_of_an_unstable_network_four_times_what_rounding_its_weights_does_is_all
     first, second = certify.certify(models["dinov2"], [case])
     for verdict in (first, second):
         assert 1e-6 < verdict.movement < 1e-3
-        assert verdict.share == (1 - verdict.difference.cosine) / (4 * verdict.movement)
+        assert verdict.share == (1 - verdict.difference.cosine) / (10 * verdict.movement)
     assert first.movement != second.movement
     exact = Case(48, 96, want=Want(prefix=True))
     assert {verdict.movement for verdict in certify.certify(models["dinov2"], [exact])} == {0.0}
@@ -302,7 +302,7 @@ def test_an_encoder_that_looks_at_its_neighbours_or_at_places_is_found() -> None
     class Placed(fakes.FakeEncoder):
         def encode(self, pixels: UInt8, want: Want) -> FeatureMaps:
             found = super().encode(pixels, want).map
-            return FeatureMaps({0: found + 1e-6 * np.arange(len(found)).reshape(-1, 1, 1, 1)})
+            return FeatureMaps({0: found + 1e-3 * np.arange(len(found)).reshape(-1, 1, 1, 1)})
 
     case = Case(16, 24)
     assert [v.part for v in certify.invariance(fakes.FakeEncoder(), case) if not v.is_within] == []

@@ -191,7 +191,9 @@ def _weights(name: ModelName, is_random: bool, layers: int | None) -> Iterator[M
             path = write_tiny(name.family, target)
         else:
             path = write_random(str(name), target, layers)
-        yield ModelName(name.family, "random", str(path))
+        # a state dict of torchvision's does not say what it is
+        id = name.id if name.family == "torchvision" else "random"
+        yield ModelName(name.family, id, str(path))
 
 
 def _measure(names: Sequence[ModelName], flags: argparse.Namespace) -> int:

@@ -107,7 +107,7 @@ def print_closing(done: Sequence[Certificate], seconds: float) -> None:
         f"comparisons in {seconds:.0f} s, at most {_peak_gb():.1f} GB of memory"
     )
     if any(map(_is_unstable, done)):
-        print("* upstream's own map moves as far when its weights alone are rounded to bfloat16")
+        print("* unstable: rounding its weights alone moves upstream's own map by a tenth of that")
 
 
 def _peak_gb() -> float:

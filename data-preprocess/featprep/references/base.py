@@ -53,7 +53,8 @@ class Reference(ABC):
         """To what this precision can hold; they stay float32, and so does what is computed."""
         import torch
 
-        for parameter in self.model.parameters():
+        modules = [part for part in vars(self).values() if isinstance(part, torch.nn.Module)]
+        for parameter in (item for module in modules for item in module.parameters()):
             parameter.data = parameter.data.to(getattr(torch, dtype)).to(parameter.dtype)
 
     @abstractmethod

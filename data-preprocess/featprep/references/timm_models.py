@@ -7,6 +7,7 @@ timm's resample_abs_pos_embed.
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,13 @@ def build(name: ModelName, pretrained: bool = True, **more: Any) -> Any:
     if path and not path.is_dir():
         more["pretrained_cfg_overlay"] = {"file": str(path)}
     source = f"local-dir:{path}" if path and path.is_dir() else name.id
-    return library.create_model(source, pretrained=pretrained, **more).eval()
+    log = logging.getLogger("timm")  # it tells of a head that is left out
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        return library.create_model(source, pretrained=pretrained, **more).eval()
+    finally:
+        log.setLevel(level)
 
 
 class _OfTimm(Reference):
