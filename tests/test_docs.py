@@ -180,6 +180,23 @@ def test_every_command_there_is_stands_in_a_document() -> None:
     assert [name for name in COMMANDS if f"featprep {name}" not in text] == []
 
 
+def test_python_that_calls_the_pipeline_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the README the lines that do, of its own page every block; in one name space each."""
+    Image.new("RGB", (40, 30), (90, 60, 30)).save(tmp_path / "cat.png")
+    monkeypatch.chdir(tmp_path)
+    lines = (ROOT / "README.md").read_text().splitlines()
+    page = (ROOT / "docs" / "feature_extraction.md").read_text()
+    for code in (
+        ["import featprep", *(line for line in lines if "extract" in line and " = " in line)],
+        re.findall(r"```python\n(.*?)```", page, re.DOTALL),
+    ):
+        names: dict[str, Any] = {}
+        exec("\n".join(code), names)
+        assert names["tokens"].shape == (1, 257, 64)
+
+
 def test_the_readmes_section_on_what_to_take_reads_what_a_run_of_it_wrote(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

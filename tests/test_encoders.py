@@ -448,6 +448,18 @@ def test_float32_is_float32_whatever_the_process_has_chosen(load: Load) -> None:
     assert torch.backends.cudnn.conv.fp32_precision != "ieee"  # type: ignore[attr-defined]
 
 
+def test_a_thread_that_ends_takes_no_precision_from_one_that_goes_on() -> None:
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = conv.fp32_precision
+    first, second = full_float32(), full_float32()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert conv.fp32_precision == "ieee" != before
+    second.__exit__(None, None, None)
+    assert conv.fp32_precision == before
+
+
 @pytest.mark.parametrize("family", list(TINY))
 def test_what_overflows_float16_comes_back_as_inf_and_never_clipped(
     load: Load, family: str

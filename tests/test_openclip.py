@@ -26,8 +26,8 @@ from featprep.encoders.openclip_cards import (
     card_of,
     make_spec,
     shape_of,
-    tags,
 )
+from featprep.encoders.openclip_files import tags
 from featprep.encoders.openclip_towers import make_tower, module_shape
 from featprep.encoders.positions import resample
 from featprep.encoders.taps import has_attention
@@ -312,6 +312,20 @@ def test_without_a_tag_the_activation_must_be_said(vit_b32: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_encoder(ModelName("hf", "tiny"), LoadOptions(quick_gelu=True))
     assert str(caught.value) == ("--quick_gelu: it is for openclip:ARCH=FILE; drop it for hf:tiny")
+
+
+def test_a_checkpoint_of_big_vision_is_refused_with_what_to_take(tmp_path: Path) -> None:
+    """No tag's file is one."""
+    files = [row[key] for by_tag in tags().values() for row in by_tag.values() for key in row
+             if key in ("url", "hf_hub")]  # fmt: skip
+    assert not any(str(file).endswith((".npz", ".npy")) for file in files)
+    file = tmp_path / "siglip.npz"
+    np.savez(file, params=np.zeros(1))
+    assert refusal(file, "ViT-B-16-SigLIP/webli") == (
+        f"openclip:ViT-B-16-SigLIP/webli: {file} is a checkpoint of big_vision, which is not read; "
+        "allowed is what open_clip makes of it, such as open_clip_model.safetensors of the tag's "
+        "repository"
+    )
 
 
 def test_a_lacking_strange_or_misshapen_tensor_is_an_error(tmp_path: Path) -> None:

@@ -56,12 +56,17 @@ class Session:
 
 
 def open_session(
-    config: EncodeConfig, name: ModelName, *, batch_size: int | None = None
+    config: EncodeConfig,
+    name: ModelName,
+    *,
+    batch_size: int | None = None,
+    pooled_if_any: bool = False,
 ) -> Session:
     """Choose device and precision, load the weights, resolve the settings.
 
-    `batch_size` is what an earlier run of the same output resolved `auto` to. Raises UsageError and
-    WeightsError, both before any image is touched.
+    `batch_size` is what an earlier run of the same output resolved `auto` to. `pooled_if_any`: load
+    what the pooled vector needs, for whoever learns from the spec that there is one. Raises
+    UsageError and WeightsError, both before any image is touched.
     """
     device, _ = devices.choose_device(config.device)
     precision = devices.choose_precision(config.fp16, config.precision, device)
@@ -72,6 +77,7 @@ def open_session(
         trust_weights=config.trust_weights,
         want=want_of(config, precision.storage),
         quick_gelu=config.quick_gelu,
+        pooled_if_any=pooled_if_any,
     )
     _check_early(config, name, precision)
     encoder = encoders.load_encoder(name, options)

@@ -82,6 +82,7 @@ class EncoderSpec:
     projected_dim: int | None = None  # None: no projection of patches
     text: bool = False  # whether a text tower belongs to it
     pooled: bool = False
+    pooler: bool = False  # whether Want.before_projection can be met
     cls: bool = True  # whether a CLS token, or a pooled vector in its place, precedes the cells
     registers: int = 0
     final_norm: bool = True  # whether the last block's own map is after the model's last norm
@@ -116,7 +117,8 @@ class Want:
     the model's last norm: final, on every layer; none; auto, as the family has its last block, and
     none before. `facet`: a part of each layer's attention in place of its output, heads
     concatenated, before rotation and scaling. `prefix`: CLS and registers of the first layer too.
-    `pooled`: the vector that the model makes of the whole image.
+    `pooled`: the vector that the model makes of the whole image; with `before_projection` the image
+    tower's own, pooler_output of transformers, even where a projection to texts follows.
     """
 
     layers: tuple[int, ...] = (-1,)
@@ -126,6 +128,7 @@ class Want:
     prefix: bool = False
     pooled: bool = False
     dtype: StorageDtype = "float32"
+    before_projection: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,7 @@ class LoadOptions:
     trust_weights: bool = False
     want: Want = Want()  # what will be asked: parts that none of it needs are not loaded
     quick_gelu: bool | None = None  # None: as the checkpoint's tag says
+    pooled_if_any: bool = False  # load what the pooled vector needs, where the model has one
 
 
 class Encoder(Protocol):

@@ -45,10 +45,15 @@ class BlockEncoder(TorchEncoder):
         """The image's vector, (B, D), of what `_run` returned. Only where the spec says pooled."""
         raise NotImplementedError(f"{self.spec.name} has no pooled vector")
 
+    def _pool_before_projection(self, result: Any) -> Tensor:
+        """The image tower's own, (B, D). Only where the spec has a pooler."""
+        return self._pool(result)
+
     def _take(self, pixels: Tensor, want: Want) -> Taken:
         raw, result = run_and_take(lambda: self._run(pixels), self.blocks, want)
         layers = {layer: self._finish(raw[layer], want, layer) for layer in want.layers}
-        return Taken(layers, self._pool(result) if want.pooled else None)
+        pool = self._pool_before_projection if want.before_projection else self._pool
+        return Taken(layers, pool(result) if want.pooled else None)
 
     def _finish(self, output: Any, want: Want, layer: int) -> Tensor:
         tokens = self._tokens_of(output)

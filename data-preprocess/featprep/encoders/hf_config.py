@@ -272,6 +272,8 @@ def spec_of(name: str, config: Mapping[str, Any], processor: Mapping[str, Any]) 
     mean, std = hf_processor.read_statistics(processor)
     architectures = set(config.get("architectures") or ())
     is_cnn = "depths" in tower
+    pooled = not kind.pooled_in or bool(architectures & set(kind.pooled_in))
+    pooled = pooled and bool(tower.get("vision_use_head", True))  # SigLIP's, which some leave out
     return EncoderSpec(
         name=name,
         family="hf",
@@ -286,7 +288,8 @@ def spec_of(name: str, config: Mapping[str, Any], processor: Mapping[str, Any]) 
         cls=kind.cls,
         registers=int(tower.get("num_register_tokens", 0)),
         text=bool(architectures & set(kind.with_text)),
-        pooled=not kind.pooled_in or bool(architectures & set(kind.pooled_in)),
+        pooled=pooled,
+        pooler=pooled,
         final_norm=kind.final_norm,
         has_layers=True,
         stages=tuple(

@@ -60,7 +60,8 @@ def load(name: ModelName, options: LoadOptions) -> HuggingFaceEncoder:
     folder = found.path
     spec = read_spec(name, folder)
     wants.check(spec, options.want)
-    config, pooled = hf_config.read_config(name, folder), options.want.pooled
+    config = hf_config.read_config(name, folder)
+    pooled = options.want.pooled or (options.pooled_if_any and spec.pooled)
     tensors, projection = _published_tensors(name, folder, config, pooled)
     model = _build(name, folder, config, tensors, pooled)
     linear = _project(name, folder, spec, projection) if spec.projected_dim else None
@@ -235,11 +236,14 @@ class HuggingFaceEncoder(BlockEncoder):
     def _pool(self, result: Any) -> Tensor:
         """The image embedding as get_image_features has it, or pooler_output."""
         if self.projection is None:
-            pooled: Tensor = result.pooler_output
-            return pooled
+            return self._pool_before_projection(result)
         # BLIP projects the CLS token that was normed once; its pooler_output was normed twice.
         is_normed = self.spec.final_norm
         return self._project(result.last_hidden_state[:, 0] if is_normed else result.pooler_output)
+
+    def _pool_before_projection(self, result: Any) -> Tensor:
+        pooled: Tensor = result.pooler_output
+        return pooled
 
 
 def cut_patches(pixels: Tensor, patch: int) -> dict[str, Tensor]:

@@ -116,14 +116,20 @@ class OpenAIClipEncoder(BlockEncoder):
         blocks: Sequence[nn.Module] = self.visual.transformer.resblocks
         return blocks
 
-    def _run(self, pixels: Tensor) -> Tensor:
+    def _run(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(the image embedding, CLS after the last norm, which it is the projection of)."""
         from torch.func import functional_call
 
         grid = self.grid(*pixels.shape[-2:])
         positions = self._positions.at(grid)
         swapped = {"positional_embedding": positions}
-        image: Tensor = functional_call(self.visual, swapped, (pixels,))
-        return image
+        normed: list[Tensor] = []
+        handle = self.visual.ln_post.register_forward_hook(lambda _m, _i, out: normed.append(out))
+        try:
+            image: Tensor = functional_call(self.visual, swapped, (pixels,))
+        finally:
+            handle.remove()
+        return image, normed[0]
 
     def _tokens_of(self, output: Tensor) -> Tensor:
         return output.transpose(0, 1)  # clip's blocks work on (tokens, B, C)
@@ -136,5 +142,8 @@ class OpenAIClipEncoder(BlockEncoder):
         projected: Tensor = tokens @ self.visual.proj
         return projected
 
-    def _pool(self, result: Tensor) -> Tensor:
-        return result
+    def _pool(self, result: tuple[Tensor, Tensor]) -> Tensor:
+        return result[0]
+
+    def _pool_before_projection(self, result: tuple[Tensor, Tensor]) -> Tensor:
+        return result[1]

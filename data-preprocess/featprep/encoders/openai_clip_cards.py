@@ -48,6 +48,7 @@ def make_spec(
         projected_dim=projected,
         text=True,
         pooled=True,
+        pooler=True,
         final_norm=False,
         has_layers=True,
         norms=("auto", "final", "none"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from featprep.encoders.base import Want
 from featprep.encoders.openclip_base import Tower, through_head
-from featprep.encoders.openclip_cards import Shape
+from featprep.encoders.openclip_shapes import Shape
 from featprep.encoders.positions import PositionCache, of_square
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from featprep.encoders.base import PosEmbed, Want
 from featprep.encoders.openclip_base import Tower, through_head
-from featprep.encoders.openclip_cards import Shape
+from featprep.encoders.openclip_shapes import Shape
 from featprep.encoders.positions import Grid, PositionCache, resample
 
 if TYPE_CHECKING:

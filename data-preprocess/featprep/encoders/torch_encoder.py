@@ -5,6 +5,7 @@ Knows no architecture and no checkpoint: a subclass brings its module and turns 
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -167,6 +168,45 @@ def place(module: nn.Module, spec: EncoderSpec, device: str) -> nn.Module:
         ) from error
 
 
+class _Precision:
+    """The process's switches, borrowed from the first thread that encodes to the last: one that
+    saved and restored them by itself would take them from a neighbour, or leave them changed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before: list[Any] = []
+
+    def take(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._before = [getattr(room, name) for room, name, _ in _switches()]
+                for room, name, exact in _switches():
+                    setattr(room, name, exact)
+
+    def give_back(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                for (room, name, _), value in zip(_switches(), self._before, strict=True):
+                    setattr(room, name, value)
+
+
+_PRECISION = _Precision()
+
+
+def _switches() -> list[tuple[Any, str, Any]]:
+    """(where, name, the value that means float32)."""
+    import torch
+
+    backends: Any = torch.backends
+    if hasattr(backends.cudnn, "conv"):  # torch 2.9 and later
+        rooms = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul)
+        return [(room, "fp32_precision", "ieee") for room in (*rooms, backends.mkldnn.conv)]
+    return [(room, "allow_tf32", False) for room in (backends.cuda.matmul, backends.cudnn)]
+
+
 @contextmanager
 def full_float32() -> Iterator[None]:
     """Within, float32 is float32: no TF32, no bfloat16 passes, whatever the process has chosen.
@@ -174,20 +214,8 @@ def full_float32() -> Iterator[None]:
     cuDNN's convolutions use TF32 unless told otherwise, and
     torch.set_float32_matmul_precision reaches CPUs too.
     """
-    import torch
-
-    backends: Any = torch.backends
-    switches: list[tuple[Any, str, Any]]
-    if hasattr(backends.cudnn, "conv"):  # torch 2.9 and later
-        rooms = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul)
-        switches = [(room, "fp32_precision", "ieee") for room in (*rooms, backends.mkldnn.conv)]
-    else:
-        switches = [(room, "allow_tf32", False) for room in (backends.cuda.matmul, backends.cudnn)]
-    before = [getattr(room, name) for room, name, _ in switches]
+    _PRECISION.take()
     try:
-        for room, name, exact in switches:
-            setattr(room, name, exact)
         yield
     finally:
-        for (room, name, _), value in zip(switches, before, strict=True):
-            setattr(room, name, value)
+        _PRECISION.give_back()

@@ -18,6 +18,8 @@ def check(spec: EncoderSpec, want: Want) -> Want:
         raise UsageError(f"--prefix: {spec.name} has no CLS or register tokens; drop it")
     if want.pooled and not spec.pooled:
         raise UsageError(f"--pooled: {spec.name} has no pooled vector; try --masked_pool")
+    if want.before_projection and not (want.pooled and spec.pooler):
+        raise UsageError(f"{spec.name} gives no pooled vector before its projection")
     return resolved
 
 

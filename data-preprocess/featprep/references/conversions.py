@@ -1,7 +1,7 @@
 """One set of weights in three libraries: OpenAI's CLIP as checkpoints of open_clip, transformers.
 
 The formulas are those of open_clip's load_openai_model and transformers' convert_clip_original_
-pytorch_to_hf. Vision towers of ViTs alone: text towers are left out.
+pytorch_to_hf. Vision towers alone; of ResNets, which transformers has not, to open_clip.
 """
 
 from __future__ import annotations
@@ -104,10 +104,21 @@ CONVERSIONS: dict[str, Callable[[Mapping[str, Tensor], Path], Path]] = {
 }
 
 
+def conversions_of(name: ModelName) -> list[str]:
+    """The other families that can run these weights."""
+    if name.family != "clip":
+        return []
+    return ["openclip"] if _is_resnet(openai_state(name)) else list(CONVERSIONS)
+
+
 def openai_state(name: ModelName) -> dict[str, Tensor]:
     """openai/CLIP's state dict of a model, as clip.load gives it."""
     state: dict[str, Tensor] = load_model(name).state_dict()
     return state
+
+
+def _is_resnet(state: Mapping[str, Tensor]) -> bool:
+    return "visual.layer1.0.conv1.weight" in state
 
 
 def _visual(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -118,8 +129,10 @@ def _visual(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _shape(state: Mapping[str, Tensor]) -> dict[str, int]:
+def _shape(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """As open_clip's vision_cfg has it, and embed_dim."""
+    if _is_resnet(state):
+        return _resnet_shape(state)
     conv, positions = state["visual.conv1.weight"], state["visual.positional_embedding"]
     patch = conv.shape[-1]
     return {
@@ -130,6 +143,18 @@ def _shape(state: Mapping[str, Tensor]) -> dict[str, int]:
             key.startswith("visual.transformer") and key.endswith("in_proj_weight") for key in state
         ),
         "embed_dim": state["visual.proj"].shape[1],
+    }
+
+
+def _resnet_shape(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    positions, out = state["visual.attnpool.positional_embedding"], "visual.attnpool.c_proj.weight"
+    blocks = {tuple(key.split(".")[1:3]) for key in state if key.startswith("visual.layer")}
+    return {
+        "image_size": 32 * round((len(positions) - 1) ** 0.5),
+        "width": positions.shape[1] // 32,
+        "head_width": 64,
+        "layers": [sum(stage == f"layer{n}" for stage, _ in blocks) for n in range(1, 5)],
+        "embed_dim": state[out].shape[0],
     }
 
 

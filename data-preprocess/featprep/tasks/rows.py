@@ -1,0 +1,127 @@
+"""Images of any kind → batches → what an encoder gives of each, in order, one at a time.
+
+Of a stream no more than one batch is taken ahead. Knows no task: what is wanted of the encoder, and
+what is made of it, is the caller's.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from itertools import groupby, islice
+from typing import Any
+
+from featprep import images
+from featprep.batching import BatchEncoder
+from featprep.decoding import DecodeRules, prepare_bytes, prepare_picture
+from featprep.encoders.base import Want
+from featprep.errors import ImageError
+from featprep.records import Failure, Features, ImageRef, Prepared
+from featprep.session import Session
+from featprep.tasks import inputs
+from featprep.tasks.urls import UrlLimits
+
+_READERS = 8  # threads that read and decode a batch: most of them wait for the network
+_PICTURE = threading.Lock()  # a PIL image reads its file when first used, and may be given twice
+
+
+class RowEncoder:
+    """A session for calls from any thread: one batch at a time is on the device.
+
+    The lock is not only for memory: layers are read by hooks on the modules that all calls share.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._lock = threading.Lock()
+
+    def rows(
+        self, given: Iterator[Any], want: Want, batch_size: int | None, limits: UrlLimits
+    ) -> Iterator[Features]:
+        """What is wanted of each image, in order, in the storage precision.
+
+        The images before one that fails are given first; then ImageError, with its position and
+        name. Later batches are padded to the size of the first, which is as large as it comes, so
+        that one image costs no more than one.
+        """
+        size = batch_size or self.session.batch_size
+        batches: BatchEncoder | None = None
+        told = False
+        numbered = enumerate(given)
+        while window := list(islice(numbered, size)):
+            prepared, error = _prepare_all(window, self.session.rules, limits)
+            told = told or _tell(prepared)
+            batches = batches or self._batches(want, len(window))
+            for _, alike in groupby(prepared, key=lambda image: image.pixels.shape):
+                yield from self._encode(batches, list(alike))
+            if error is not None:
+                raise error
+
+    def _batches(self, want: Want, size: int) -> BatchEncoder:
+        session = self.session
+        want = replace(want, dtype=session.precision.storage)
+        return BatchEncoder(session.encoder, want, size, session.exact, session.precision.compute)
+
+    def _encode(self, batches: BatchEncoder, images: Sequence[Prepared]) -> Iterator[Features]:
+        with self._lock:
+            outcomes = list(batches.encode(images))
+        for outcome in outcomes:
+            if isinstance(outcome, Failure):
+                raise ImageError(f"{outcome.source}: {outcome.reason}", outcome.stage)
+            yield outcome[1]
+
+
+def _prepare_all(
+    window: Sequence[tuple[int, Any]], rules: DecodeRules, limits: UrlLimits
+) -> tuple[list[Prepared], ImageError | None]:
+    """The images before the first that fails, and its error."""
+    jobs = [partial(_prepare, *item, rules, limits) for item in window]
+    if len(jobs) == 1:
+        return _collected(jobs)
+    with ThreadPoolExecutor(min(_READERS, len(jobs)), "featprep-read") as pool:
+        futures = [pool.submit(job) for job in jobs]
+        try:
+            return _collected(future.result for future in futures)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _collected(
+    jobs: Iterable[Callable[[], Prepared]],
+) -> tuple[list[Prepared], ImageError | None]:
+    prepared: list[Prepared] = []
+    try:
+        for job in jobs:
+            prepared.append(job())
+    except ImageError as error:
+        return prepared, error
+    return prepared, None
+
+
+def _prepare(position: int, given: Any, rules: DecodeRules, limits: UrlLimits) -> Prepared:
+    name = f"image {position} ({inputs.name_of(given)})"
+    ref = ImageRef(name, name, "", 0, 0)
+    try:
+        pixels = inputs.read(given, limits)
+        if isinstance(pixels, bytes):
+            return prepare_bytes(pixels, ref, rules)
+        with _PICTURE:
+            picture = images.picture_of(pixels)
+        return prepare_picture(picture, picture.alpha, ref, rules.geometry, sha256="")
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}", error.stage) from error
+    except MemoryError as error:
+        raise ImageError(f"{name}: not enough memory to decode it", "decode") from error
+
+
+def _tell(images: Sequence[Prepared]) -> bool:
+    """Warn of the first image whose values had to be guessed at, as of a tensor that was normalised
+    already: it is stretched to black and white."""
+    noted = next((image for image in images if image.meta["notes"]), None)
+    if noted is not None:
+        warnings.warn(f"{noted.ref.source}: {'; '.join(noted.meta['notes'])}", stacklevel=2)
+    return noted is not None
