@@ -24,7 +24,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT), str(ROOT.parent / "data-preprocess")]
 
-from fakes import DEEP, FakeEncoder, describe, fake_session  # noqa: E402
+from fakes import DEEP, FakeEncoder, fake_session  # noqa: E402
+from featprep import encoders  # noqa: E402
 from featprep.cli import _guarded  # noqa: E402
 from featprep.commands import encode as command  # noqa: E402
 from featprep.commands import encode_run  # noqa: E402
@@ -46,7 +47,7 @@ def make_images(folder: Path) -> None:
 
 def encode(source: Path, output: Path, flags: list[str]) -> int:
     encode_run.open_session = fake_session(FakeEncoder(spec=DEEP))
-    encode_run.encoders.describe = partial(describe, spec=DEEP)
+    encoders.describe = lambda name: DEEP
     encode_run.DecodePool = InlinePool  # type: ignore[misc,assignment]
     words = ["--input", str(source), "--output", str(output), "--model", "clip:tiny", *flags]
     words += ["--size", "32", "--batch_size", "2", "--quiet"]
@@ -95,7 +96,7 @@ def snapshot(output: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(output.rglob("*")):
         name = str(path.relative_to(output))
-        if path.is_dir() or name in (".featprep/guard", ".featprep/run.json"):
+        if path.is_dir() or name.endswith((".featprep/guard", ".featprep/run.json")):
             continue
         data = path.read_bytes()
         if name.endswith(".jsonl"):
@@ -114,13 +115,19 @@ def check_whole(output: Path) -> list[str]:
             np.load(path, allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
             wrong.append(f"{path.name}: {error}")
-    if (read_run(str(output)) or {"clearing": True}).get("clearing"):
-        return wrong  # what stands is of older settings
-    with Run(output) as run:
-        for key in run:
-            beside = [key + "_mask.npy", *(f"{key}@{layer}.npy" for layer in run.layers[1:])]
-            beside += [key + "_vec.npz"] * has_vectors(run.fingerprint)
-            wrong += [f"{key} has no {name}" for name in beside if not (output / name).exists()]
+    for path in output.rglob("run.json"):
+        wrong += check_run(path.parent.parent)
+    return wrong
+
+
+def check_run(output: Path) -> list[str]:
+    if (read_run(str(output)) or {}).get("clearing"):
+        return []  # what stands is of older settings
+    wrong, run = [], Run(output)
+    for key in run:
+        beside = [key + "_mask.npy", *(f"{key}@{layer}.npy" for layer in run.layers[1:])]
+        beside += [key + "_vec.npz"] * has_vectors(run.fingerprint)
+        wrong += [f"{key} has no {name}" for name in beside if not (output / name).exists()]
     return wrong
 
 

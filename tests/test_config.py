@@ -201,7 +201,7 @@ def test_input_output_and_model_are_required(name: str) -> None:
         "output": "--output is required: where results go; may lie inside the input, or be it, "
         "a folder",
         "model": "--model is required: the encoder, a name, FAMILY:NAME, a local folder or file, "
-        "or tiny",
+        "or tiny; several as A,B",
     }
     with pytest.raises(UsageError) as caught:
         make_config({**REQUIRED, name: ""})

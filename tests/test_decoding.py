@@ -6,11 +6,15 @@ import hashlib
 import os
 import signal
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from featprep import decoding
-from featprep.decoding import DecodePool, DecodeRules, prepare
+from featprep.decoding import DecodePool, DecodeRules, prepare, prepare_job
 from featprep.geometry import Geometry
 from featprep.records import Failure, ImageRef, Prepared
 from PIL import Image
@@ -29,13 +33,13 @@ def _image(path: Path) -> Path:
     return path
 
 
-def hang_or_die(ref: ImageRef, rules: DecodeRules) -> Prepared | Failure:
+def hang_or_die(ref: ImageRef, rules: list[DecodeRules]) -> tuple[Prepared | Failure, ...]:
     """Stands for a decoder with a defect; spawned workers import it from this file."""
     if ref.key == "hangs":
         time.sleep(600)
     if ref.key == "dies":
         os.kill(os.getpid(), signal.SIGSEGV)
-    return prepare(ref, rules)
+    return prepare_job(ref, rules)
 
 
 def test_one_job_gives_pixels_mask_digest_and_what_was_read(tmp_path: Path) -> None:
@@ -63,7 +67,7 @@ def test_a_decoder_that_hangs_or_dies_costs_its_image_alone(
 ) -> None:
     names = ["a", "hangs", "b", "dies", "c", "d"]
     refs = [_ref(_image(tmp_path / f"{name}.png")) for name in names]
-    monkeypatch.setattr(decoding, "prepare", hang_or_die)
+    monkeypatch.setattr(decoding, "prepare_job", hang_or_die)
     with DecodePool(workers=2, timeout_s=1.5) as pool:
         outcomes = list(pool.map(refs, RULES, ahead=4))
     failed = {o.key: (o.stage, o.reason) for o in outcomes if isinstance(o, Failure)}
@@ -100,3 +104,46 @@ def _loaded_modules() -> list[str]:
     import sys
 
     return [name for name in ("torch", "transformers", "clip", "cv2") if name in sys.modules]
+
+
+def test_one_job_decodes_once_and_draws_once_what_two_networks_see_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGBA", (40, 32), (200, 100, 50, 128)).save(path)
+    calls = {"decode": 0, "render": 0}
+
+    def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return real(*args, **options)
+
+        return call
+
+    monkeypatch.setattr(decoding.images, "decode", counted("decode", decoding.images.decode))
+    monkeypatch.setattr(decoding, "render", counted("render", decoding.render))
+    fine, coarse = Geometry("crop", (32, 32), 8, (4, 4)), Geometry("crop", (32, 32), 16, (2, 2))
+    white = replace(fine, background=(255, 255, 255))
+    rules = [DecodeRules(geometry) for geometry in (fine, coarse, white)]
+    one, two, three = prepare_job(_ref(path), rules)
+    assert calls == {"decode": 1, "render": 2}
+    for outcome, rule in zip((one, two, three), rules, strict=True):
+        alone = prepare(_ref(path), rule)
+        assert np.array_equal(outcome.pixels, alone.pixels)
+        assert np.array_equal(outcome.mask, alone.mask)
+        assert outcome.meta == alone.meta
+    assert one.decode_s > 0
+    assert (two.decode_s, two.read_s, three.decode_s) == (0, 0, 0)
+
+
+def test_an_image_that_one_network_cannot_take_fails_for_that_one_alone(tmp_path: Path) -> None:
+    keep = Geometry("keep", None, 8, None)
+    rules = [DecodeRules(replace(keep, tile=(64, 64))), DecodeRules(keep)]
+    with DecodePool(workers=1, timeout_s=60) as pool:
+        jobs = [(_ref(_image(tmp_path / "a.png")), (0, 1)), (_ref(tmp_path / "gone.png"), (1,))]
+        outcomes = {o[1].ref.key if 0 in o else "gone": o for o in pool.run(jobs, rules, ahead=2)}
+    failed, done = outcomes["a"][0], outcomes["a"][1]
+    assert isinstance(failed, Failure)
+    assert failed.reason.startswith("40×32 pixels give an input of 40×32, smaller than --tile")
+    assert isinstance(done, Prepared)
+    assert outcomes["gone"] == {1: Failure("gone", "gone.png", "read", "No such file or directory")}

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import FakeEncoder, describe, fake_session, mean_colours
+from featprep import encoders
 from featprep.commands import encode, encode_run
-from featprep.decoding import prepare
+from featprep.decoding import prepare, prepare_job
+from featprep.encoders.base import EncoderSpec, ModelName
 from featprep.session import Session
 from PIL import Image
 
@@ -32,6 +34,10 @@ class InlinePool:
     def map(self, refs, rules, ahead) -> Iterator:  # noqa: ANN001
         return (prepare(ref, rules) for ref in refs)
 
+    def run(self, jobs, rules, ahead) -> Iterator:  # noqa: ANN001
+        for ref, lanes in jobs:
+            yield dict(zip(lanes, prepare_job(ref, [rules[n] for n in lanes]), strict=True))
+
 
 @dataclass
 class Bench:
@@ -43,6 +49,7 @@ class Bench:
     encoder: FakeEncoder = field(default_factory=FakeEncoder)
     said: str = ""
     opener: Callable[..., Session] | None = None
+    others: dict[str, FakeEncoder] = field(default_factory=dict)  # by family, beside `encoder`
     described: bool = True  # whether the spec is known before the weights are read
 
     @property
@@ -65,10 +72,8 @@ class Bench:
         return path
 
     def run(self, *flags: str, exact: FakeEncoder | None = None) -> int:
-        opener = self.opener or fake_session(self.encoder, exact)
-        self.monkeypatch.setattr(encode_run, "open_session", opener)
-        spec = self.encoder.spec if self.described else None
-        self.monkeypatch.setattr(encode_run.encoders, "describe", lambda name: describe(name, spec))
+        self.monkeypatch.setattr(encode_run, "open_session", self.opener or self._opener(exact))
+        self.monkeypatch.setattr(encoders, "describe", self._describe)
         self.monkeypatch.setattr(encode_run, "DecodePool", InlinePool)
         words = ["--input", str(self.input), "--output", str(self.output), "--model", "clip:tiny"]
         from featprep.cli import _guarded
@@ -77,6 +82,18 @@ class Bench:
         said = self.capsys.readouterr()
         self.said = said.err + said.out
         return code
+
+    def _opener(self, exact: FakeEncoder | None) -> Callable[..., Session]:
+        def open_session(config, name, **options) -> Session:  # noqa: ANN001, ANN003
+            encoder = self.others.get(name.family, self.encoder)
+            return fake_session(encoder, exact)(config, name, **options)
+
+        return open_session
+
+    def _describe(self, name: ModelName) -> EncoderSpec | None:
+        if name.family in self.others:
+            return self.others[name.family].spec
+        return describe(name, self.encoder.spec if self.described else None)
 
     def load(self, name: str) -> np.ndarray:
         return np.load(self.output / name, allow_pickle=False)

@@ -28,10 +28,10 @@ from featprep.encoders.base import (
     Want,
     check_pos_embed,
 )
-from featprep.encoders.clip_positions import resample
 from featprep.encoders.hf_known import KNOWN
 from featprep.encoders.openai_clip import import_clip
 from featprep.encoders.openclip_cards import KNOWN as OPEN_CLIP
+from featprep.encoders.timm_catalogue import KNOWN as TIMM
 from featprep.encoders.tiny import (
     TINY,
     write_checkpoint,
@@ -40,6 +40,7 @@ from featprep.encoders.tiny import (
     write_tiny,
 )
 from featprep.encoders.torch_encoder import full_float32
+from featprep.encoders.torchvision_catalogue import KNOWN as TORCHVISION
 from featprep.errors import OutOfMemoryError, UsageError
 from featprep.references.base import normalised
 
@@ -62,7 +63,7 @@ HF = (
 )
 # Of clip's ResNets, the smallest; test_openai_clip_resnet knows the others.
 CLIP = ("ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px", "RN50", "tiny")
-OTHERS = [name for name in list_encoders() if not name.startswith("openclip:")]
+OTHERS = [name for name in list_encoders() if name.startswith(("clip:", "hf:"))]
 # Of open_clip's many, every kind of tower there is, made small.
 TOWERS = [name for name in open_clip_towers.TOWERS if name != "openclip:small/relpos"]
 ARCHITECTURES = [
@@ -70,6 +71,7 @@ ARCHITECTURES = [
     *(f"hf:{id}" for id in HF),
     "openclip:tiny",
     *TOWERS,
+    "timm:tiny",  # timm's and torchvision's architectures: test_module_encoders
 ]
 CLIP_NAMES = (
     "ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px, RN50, RN101, RN50x4, RN50x16, RN50x64, tiny"
@@ -87,6 +89,10 @@ CLIP_ALLOWED = f"{CLIP_NAMES}, or clip:NAME=PATH, PATH a .pt file"
 OPEN_CLIP_ALLOWED = (
     f"{OPEN_CLIP_NAMES}, openclip:hf-hub:ORG/NAME of the hub, or openclip:NAME=PATH, PATH a "
     "checkpoint, or a folder with open_clip_config.json; NAME is ARCH/TAG or ARCH"
+)
+TIMM_NAMES = f"{', '.join(list(TIMM)[:8])} … tiny (all {len(TIMM) + 1}: featprep models timm:)"
+TORCHVISION_NAMES = (
+    f"{', '.join(list(TORCHVISION)[:8])} … (all {len(TORCHVISION)}: featprep models torchvision:)"
 )
 Load = Callable[..., Any]
 
@@ -232,7 +238,8 @@ def test_a_name_with_its_family_a_path_and_a_bare_name_are_told_apart(tmp_path: 
             "vit-b/32",
             "any",
             f"--model vit-b/32: no such encoder; allowed is FAMILY:NAME or FAMILY:NAME=PATH with "
-            f"clip: {CLIP_NAMES}; hf: {HF_NAMES}; openclip: {OPEN_CLIP_NAMES}. Did you mean "
+            f"clip: {CLIP_NAMES}; hf: {HF_NAMES}; openclip: {OPEN_CLIP_NAMES}; timm: {TIMM_NAMES}; "
+            f"torchvision: {TORCHVISION_NAMES}. Did you mean "
             "clip:ViT-B/32?",
         ),
         (
@@ -272,7 +279,8 @@ def test_describing_loads_no_torch(tmp_path: Path) -> None:
         "names = [*list_encoders(), f'hf:x={sys.argv[1]}', 'hf:org/model', 'hf:org/absent']\n"
         "print([getattr(describe(resolve(n, 'any')), 'hidden_dim', None) for n in names[-3:]])\n"
         "all(describe(resolve(name, 'any')) for name in names)\n"
-        "print(sorted({'torch', 'transformers', 'clip', 'cv2'} & set(sys.modules)))\n"
+        "heavy = {'torch', 'torchvision', 'timm', 'transformers', 'clip', 'cv2'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
     )
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub")}
     done = subprocess.run(
@@ -458,11 +466,12 @@ def test_what_overflows_float16_comes_back_as_inf_and_never_clipped(
 ) -> None:
     """PITFALLS 24."""
     encoder = load(family)
-    last = (
-        encoder.model.layernorm
-        if family == "hf"
-        else encoder.visual.transformer.resblocks[-1].mlp.c_proj
-    )
+    last = {
+        "hf": lambda: encoder.model.layernorm,
+        "clip": lambda: encoder.visual.transformer.resblocks[-1].mlp.c_proj,
+        "openclip": lambda: encoder.visual.transformer.resblocks[-1].mlp.c_proj,
+        "timm": lambda: encoder.network.model.norm,
+    }[family]()
     last.weight.data *= 1e6
     exact = encoder.encode(images(1), Want()).map
     half = encoder.encode(images(1), Want(dtype="float16")).map
@@ -672,7 +681,7 @@ def test_clip_keeps_few_resampled_grids_and_its_own_positions_untouched(load: Lo
         encoder.encode(images(1, 14, 14 * columns), Want())
     assert len(encoder._positions.grids) == 8
     assert torch.equal(encoder.visual.positional_embedding, own)
-    assert resample(own, (16, 16), (16, 16), antialias=False) is own
+    assert encoder._positions.at((16, 16)) is encoder.visual.positional_embedding
 
 
 # --- tiny
@@ -686,7 +695,7 @@ def test_tiny_is_the_same_bytes_every_time_and_says_that_it_means_nothing(
     for one in sorted([first] if first.is_file() else first.iterdir()):
         other = tmp_path / "b" / one.name
         assert one.read_bytes() == other.read_bytes()
-    assert first.name == second.name or family != "clip"
+    assert first.name == second.name or first.is_dir()
     encoder = load_encoder(resolve("tiny", family), LoadOptions())
     assert encoder.spec == describe(resolve(f"{family}:tiny", "any"))
     assert encoder.spec.meaningless

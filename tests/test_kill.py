@@ -13,22 +13,29 @@ HARNESS = Path(__file__).parent / "kill_harness.py"
 
 
 @pytest.mark.parametrize(
-    ("flags", "earlier", "least"),
+    ("flags", "earlier", "every", "least"),
     [
-        ("--save_meta", "", 40),
-        ("--layer=-1,1,0 --prefix --pooled --masked_pool", "", 70),
+        ("--save_meta", "", 1, 40),
+        ("--model=clip:tiny,hf:tiny", "", 2, 40),
+        ("--layer=-1,1,0 --prefix --pooled --masked_pool", "", 1, 70),
         (
             "--overwrite --background=white",
             "--background=black --layer=1,3 --prefix",
+            1,
             60,
         ),
     ],
-    ids=["a first run", "of several layers", "while --overwrite replaces another setting"],
+    ids=[
+        "a first run",
+        "of two encoders",
+        "of several layers",
+        "while --overwrite replaces another setting",
+    ],
 )
 def test_a_run_killed_at_any_step_resumes_to_the_same_bytes(
-    tmp_path: Path, flags: str, earlier: str, least: int
+    tmp_path: Path, flags: str, earlier: str, every: int, least: int
 ) -> None:
-    words = [str(tmp_path), f"--flags={flags}", f"--earlier={earlier}"]
+    words = [str(tmp_path), f"--flags={flags}", f"--earlier={earlier}", f"--every={every}"]
     done = subprocess.run(
         [sys.executable, HARNESS, *words], capture_output=True, text=True, timeout=300
     )

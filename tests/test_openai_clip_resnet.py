@@ -18,10 +18,12 @@ from featprep.encoders.base import LoadOptions, ModelName, Want
 from featprep.encoders.openai_clip import import_clip
 from featprep.encoders.openai_clip_cards import KNOWN, RESNET_BLOCKS, make_resnet_spec
 from featprep.encoders.openclip_cards import KNOWN as OPEN_CLIP
-from featprep.encoders.openclip_cards import WEIGHTS, architectures, card_of
+from featprep.encoders.openclip_cards import WEIGHTS, card_of
+from featprep.encoders.openclip_files import architectures
 from featprep.encoders.tiny import write_openclip, write_resnet
 from featprep.errors import UsageError, WeightsError
 from featprep.references.base import transformers_positions
+from featprep.references.conversions import families_of
 from open_clip_towers import card
 from safetensors.torch import save_file
 from test_weights import archive
@@ -143,6 +145,18 @@ def test_one_weight_set_gives_one_map_through_clip_and_through_open_clip(
             if want.pooled:
                 np.testing.assert_allclose(one.pooled, other.pooled, rtol=0, atol=2e-5)
     assert card_of(ModelName("openclip", "RN50/openai")).is_resnet
+
+
+def test_it_is_certified_through_clip_and_through_open_clip_and_transformers_has_none(
+    file: Path,
+) -> None:
+    name = ModelName("clip", "test", str(file))
+    whole, converted = certify.certify(name), certify.certify_conversion(name, "openclip")
+    assert [verdict for verdict in (*whole, *converted) if not verdict.is_within] == []
+    asked = {verdict.case.text(verdict.part).partition(" ")[0] for verdict in converted}
+    assert asked == {"patch@0", "patch@2", "patch@3", "projected", "value", "pooled"}
+    assert families_of(KNOWN["RN50"]) == ["openclip"]
+    assert families_of(KNOWN["ViT-B/32"]) == ["hf", "openclip"]
 
 
 # --- what is taken

@@ -18,7 +18,6 @@ import torch
 from featprep import certify, cli
 from featprep.encoders import ALIASES, describe, list_encoders, load_encoder, resolve
 from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName, Recipe, Want
-from featprep.encoders.clip_positions import resample
 from featprep.encoders.openclip_cards import (
     CONFIG,
     KNOWN,
@@ -27,9 +26,10 @@ from featprep.encoders.openclip_cards import (
     card_of,
     make_spec,
     shape_of,
-    tags,
 )
+from featprep.encoders.openclip_files import tags
 from featprep.encoders.openclip_towers import make_tower, module_shape
+from featprep.encoders.positions import resample
 from featprep.encoders.taps import has_attention
 from featprep.encoders.tiny import TINY, write_openclip, write_random, write_tiny
 from featprep.errors import UsageError, WeightsError
@@ -314,6 +314,20 @@ def test_without_a_tag_the_activation_must_be_said(vit_b32: Path) -> None:
     assert str(caught.value) == ("--quick_gelu: it is for openclip:ARCH=FILE; drop it for hf:tiny")
 
 
+def test_a_checkpoint_of_big_vision_is_refused_with_what_to_take(tmp_path: Path) -> None:
+    """No tag's file is one."""
+    files = [row[key] for by_tag in tags().values() for row in by_tag.values() for key in row
+             if key in ("url", "hf_hub")]  # fmt: skip
+    assert not any(str(file).endswith((".npz", ".npy")) for file in files)
+    file = tmp_path / "siglip.npz"
+    np.savez(file, params=np.zeros(1))
+    assert refusal(file, "ViT-B-16-SigLIP/webli") == (
+        f"openclip:ViT-B-16-SigLIP/webli: {file} is a checkpoint of big_vision, which is not read; "
+        "allowed is what open_clip makes of it, such as open_clip_model.safetensors of the tag's "
+        "repository"
+    )
+
+
 def test_a_lacking_strange_or_misshapen_tensor_is_an_error(tmp_path: Path) -> None:
     file = write_openclip(VIT, tmp_path) / WEIGHTS[0]
     whole = file.read_bytes()
@@ -463,7 +477,8 @@ def test_sizes_leave_no_trace(kind: str, tmp_path: Path) -> None:
         encoder.encode(certify.generate_images(1, 16, 16 * columns), Want())
     assert np.array_equal(encoder.encode(native, Want()).map, first)
     assert np.array_equal(encoder.encode(long, Want()).map, other)
-    assert len(getattr(encoder.tower, "_grids", ())) <= 8
+    positions = getattr(encoder.tower, "_positions", None)
+    assert positions is None or len(positions.grids) <= 8
 
 
 def test_a_trunk_made_for_one_size_refuses_others_and_names_its_own(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import json
 import os
 import resource
 import signal
+import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,42 @@ def test_files_are_what_np_save_writes_and_load_mapped_without_pickle(
     assert stored.dtype == dtype
     assert (stored_mask is None) == (mask is None)
     assert meta is None
+
+
+def test_vectors_are_a_zip_whose_bytes_hold_no_hour_and_no_pickle(tmp_path: Path) -> None:
+    store = NpyTreeStore(str(tmp_path), layers=(5, 0), vectors=True)
+    vectors = {"prefix": MAP[:, 0].astype(np.float16), "empty": np.array(False)}
+    features = Features({11: MAP, 5: MAP + 5, 0: MAP + 1}, vectors)
+    taken = replace(result("a"), features=features)
+    digests = store.write("a", taken)
+    assert tuple(digests) == store.files("a")
+    assert tuple(digests) == ("a_mask.npy", "a@0.npy", "a@5.npy", "a_vec.npz", "a.npy")
+    with zipfile.ZipFile(tmp_path / "a_vec.npz") as file:
+        found = [(item.filename, item.compress_type, item.date_time) for item in file.infolist()]
+    epoch = (1980, 1, 1, 0, 0, 0)
+    assert found == [("prefix.npy", zipfile.ZIP_STORED, epoch), ("empty.npy", 0, epoch)]
+    assert digests["a_vec.npz"] == xxhash.xxh3_128_hexdigest((tmp_path / "a_vec.npz").read_bytes())
+    loaded = np.load(tmp_path / "a_vec.npz", allow_pickle=False)
+    assert np.array_equal(loaded["prefix"], vectors["prefix"])
+    assert (loaded["prefix"].dtype, loaded["empty"].shape, loaded["empty"].dtype) == (
+        np.float16, (), bool,
+    )  # fmt: skip
+    assert store.read_layers("a")[5].tolist() == (MAP + 5).tolist()
+    store.remove("a")
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("file", ["a_vec.npz", "a@5.npy"])
+def test_a_layer_or_a_zip_that_is_damaged_is_a_value_error(tmp_path: Path, file: str) -> None:
+    store = NpyTreeStore(str(tmp_path), layers=(5,), vectors=True)
+    store.write("a", replace(result("a"), features=Features({11: MAP, 5: MAP}, {"x": MAP})))
+    (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"is no whole \.np[yz] file"):
+        store.read_vectors("a") if file.endswith("z") else store.read_layers("a")
+    with pytest.raises(KeyError):
+        store.read_layers("b")
+    with pytest.raises(KeyError):
+        store.read_vectors("b")
 
 
 def test_an_array_that_is_not_in_c_order_is_stored_in_it(store: NpyTreeStore) -> None:

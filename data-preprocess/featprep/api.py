@@ -78,13 +78,17 @@ def _config(model: str, settings: dict[str, Any]) -> EncodeConfig:
                 f"featprep.encode has no setting {name!r}.{nearest(name, allowed)} "
                 f"There are: {', '.join(allowed)}"
             )
+    if not isinstance(model, str):
+        raise UsageError(
+            "featprep.encode takes one encoder: model='FAMILY:NAME'; call it for each in turn"
+        )
     values = {name: parse_value(name, raw) for name, raw in settings.items() if raw is not None}
     return EncodeConfig(**{**values, "input": "(memory)", "output": "(memory)", "model": model})
 
 
 @functools.lru_cache(maxsize=1)
 def _session(config: EncodeConfig) -> Session:
-    return open_session(config, encoders.resolve(config.model, "any"))
+    return open_session(config, encoders.resolve(str(config.model), "any"))
 
 
 def _each(given: ImageLike | Iterable[ImageLike]) -> Iterator[ImageLike]:

@@ -106,7 +106,7 @@ def certify(
 
 
 def certify_conversion(name: ModelName, family: str) -> list[Verdict]:
-    """The weights of a ViT of clip: through another library: our encoder of `family` on what
+    """The weights of one of clip: through another library: our encoder of `family` on what
     conversions makes of them, against our encoder of clip:, in float32. Raises WeightsError."""
     with tempfile.TemporaryDirectory(prefix="featprep-convert-") as folder:
         path = CONVERSIONS[family](openai_state(name), Path(folder))

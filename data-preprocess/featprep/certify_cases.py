@@ -118,7 +118,8 @@ def _sizes(spec: EncoderSpec) -> tuple[list[Size], list[Size]]:
     rows, columns = (max(1, side // patch) for side in native)
     larger = ((rows + 2) * patch, (columns + 2) * patch)
     smaller = ((rows + 1) // 2 * patch, (columns + 1) // 2 * patch)
-    return [native, larger], [smaller, (5 * patch, 3 * patch), (3 * patch, 6 * patch)]
+    odd = [(3 * patch + 1, 5 * patch - 1)] if spec.unit is not None else []  # of what takes any
+    return [native, larger], [smaller, *odd, (5 * patch, 3 * patch), (3 * patch, 6 * patch)]
 
 
 def generate_images(count: int, height: int, width: int) -> UInt8:

@@ -40,9 +40,9 @@ class EncodeConfig:
         "where results go; may lie inside the input, or be it",
         "required",
     )
-    model: str = _setting(
+    model: str | tuple[str, ...] = _setting(
         "",
-        kinds.text("a name, FAMILY:NAME, a local folder or file, or tiny"),
+        kinds.models("a name, FAMILY:NAME, a local folder or file, or tiny; several as A,B"),
         "the encoder",
         "`ViT-L/14` (CLIP), `facebook/dinov2-large` (DINO), else required",
     )
@@ -226,7 +226,10 @@ def parse_value(name: str, raw: object) -> Any:
     if not all(isinstance(part, str | numbers.Real) for part in parts):
         raise UsageError(f"--{name} wants a plain value, not {type(raw).__name__}: {kind.allowed}")
     try:
-        text = ",".join(_text(part) for part in parts)
+        words = [_text(part) for part in parts]
+        if kind.parse_several is not None and len(words) > 1:
+            return kind.parse_several(name, words)
+        text = ",".join(words)
     except ValueError:  # Python spells no int of more than 4,300 digits
         raise UsageError(f"--{name}: that number is too long; allowed is {kind.allowed}") from None
     return kind.parse(name, text)

@@ -15,7 +15,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Self
@@ -28,7 +28,7 @@ from featprep.errors import ImageError
 from featprep.geometry import Geometry, Placement, place, render
 from featprep.masks import mask_grid
 from featprep.naming import printable
-from featprep.records import AnyArray, Failure, ImageRef, Picture, Prepared
+from featprep.records import AnyArray, Failure, ImageRef, Picture, Prepared, UInt8
 
 Outcome = Prepared | Failure
 
@@ -44,27 +44,79 @@ class DecodeRules:
 
 def prepare(ref: ImageRef, rules: DecodeRules) -> Outcome:
     """Everything between a path and the network's pixels; what is wrong with it is a Failure."""
+    return prepare_job(ref, (rules,))[0]
+
+
+def prepare_job(ref: ImageRef, rules: Sequence[DecodeRules]) -> tuple[Outcome, ...]:
+    """The same for several networks, in order, whose rules differ in their geometry alone: decoded
+    once, and resized once for those that see it alike."""
     try:
         began = time.perf_counter()
         data, ref = _read(ref)
         read = time.perf_counter()
-        prepared = prepare_bytes(data, ref, rules)
-        decoded = time.perf_counter()
+        picture, alpha = _decode(data, ref, rules[0])
     except ImageError as error:
-        return Failure(ref.key, ref.source, error.stage, str(error))
+        return (Failure(ref.key, ref.source, error.stage, str(error)),) * len(rules)
     except MemoryError:
-        return Failure(ref.key, ref.source, "decode", "not enough memory to decode it")
-    return dataclasses.replace(prepared, read_s=read - began, decode_s=decoded - read)
+        return (_no_memory(ref),) * len(rules)
+    sha256, drawn = hashlib.sha256(data).hexdigest(), Drawn()
+    outcomes = [_place(picture, alpha, ref, each.geometry, sha256, drawn) for each in rules]
+    decoded = time.perf_counter()
+    for i, outcome in enumerate(outcomes):
+        if isinstance(outcome, Prepared):  # the first one speaks for all of them
+            outcomes[i] = dataclasses.replace(outcome, read_s=read - began, decode_s=decoded - read)
+            break
+    return tuple(outcomes)
 
 
 def prepare_bytes(data: bytes, ref: ImageRef, rules: DecodeRules) -> Prepared:
-    picture = images.decode(data, max_pixels=rules.max_pixels)
-    alpha = picture.alpha if rules.mask_dir is None else _mask_file(ref, picture, rules)
+    picture, alpha = _decode(data, ref, rules)
     return prepare_picture(picture, alpha, ref, rules.geometry, hashlib.sha256(data).hexdigest())
 
 
+def _decode(data: bytes, ref: ImageRef, rules: DecodeRules) -> tuple[Picture, AnyArray | None]:
+    picture = images.decode(data, max_pixels=rules.max_pixels)
+    return picture, picture.alpha if rules.mask_dir is None else _mask_file(ref, picture, rules)
+
+
+def _place(
+    picture: Picture,
+    alpha: AnyArray | None,
+    ref: ImageRef,
+    geometry: Geometry,
+    sha256: str,
+    drawn: Drawn,
+) -> Outcome:
+    try:
+        return prepare_picture(picture, alpha, ref, geometry, sha256, drawn)
+    except ImageError as error:
+        return Failure(ref.key, ref.source, error.stage, str(error))
+    except MemoryError:
+        return _no_memory(ref)
+
+
+def _no_memory(ref: ImageRef) -> Failure:
+    return Failure(ref.key, ref.source, "decode", "not enough memory to decode it")
+
+
+class Drawn(dict[tuple[Any, ...], UInt8]):
+    """Pixels of one picture, by what made them."""
+
+    def pixels(self, picture: Picture, placement: Placement, geometry: Geometry) -> UInt8:
+        where = (placement.resized, placement.offset, placement.canvas, placement.windowed)
+        key = (*where, geometry.kernel, geometry.background)
+        if key not in self:
+            self[key] = render(picture, placement, geometry)
+        return self[key]
+
+
 def prepare_picture(
-    picture: Picture, alpha: AnyArray | None, ref: ImageRef, geometry: Geometry, sha256: str
+    picture: Picture,
+    alpha: AnyArray | None,
+    ref: ImageRef,
+    geometry: Geometry,
+    sha256: str,
+    drawn: Drawn | None = None,
 ) -> Prepared:
     width, height = picture.rgb.size
     placement = place(geometry, height, width)
@@ -78,7 +130,7 @@ def prepare_picture(
         "notes": [*picture.notes, *_placement_notes(geometry, placement)],
         "geometry": placement.metadata(),
     }
-    pixels = render(picture, placement, geometry)
+    pixels = (Drawn() if drawn is None else drawn).pixels(picture, placement, geometry)
     return Prepared(ref, pixels, mask_grid(alpha, placement, geometry), sha256, meta)
 
 
@@ -157,11 +209,23 @@ class DecodePool:
 
     def map(self, refs: Iterable[ImageRef], rules: DecodeRules, ahead: int) -> Iterator[Outcome]:
         """Outcomes in the order they are ready, at most `ahead` images in flight or unclaimed."""
-        ready: queue.SimpleQueue[tuple[ImageRef, Future[Outcome]]] = queue.SimpleQueue()
-        waiting, flying = iter(refs), 0
-        for ref in waiting:
-            future = self._pool.schedule(prepare, args=[ref, rules], timeout=self.timeout_s)
-            future.add_done_callback(_deliver(ready, ref))
+        for outcomes in self.run(((ref, (0,)) for ref in refs), (rules,), ahead):
+            yield outcomes[0]
+
+    def run(
+        self,
+        jobs: Iterable[tuple[ImageRef, tuple[int, ...]]],
+        rules: Sequence[DecodeRules],
+        ahead: int,
+    ) -> Iterator[dict[int, Outcome]]:
+        """The same for several networks: of each image, and the numbers of the rules it is wanted
+        under, the outcome under each."""
+        ready: Ready = queue.SimpleQueue()
+        flying = 0
+        for ref, lanes in jobs:
+            args = [ref, [rules[lane] for lane in lanes]]
+            future = self._pool.schedule(prepare_job, args=args, timeout=self.timeout_s)
+            future.add_done_callback(_deliver(ready, ref, lanes))
             flying += 1
             if flying >= ahead:
                 yield self._collect(ready)
@@ -169,21 +233,22 @@ class DecodePool:
         for _ in range(flying):
             yield self._collect(ready)
 
-    def _collect(self, ready: queue.SimpleQueue[tuple[ImageRef, Future[Outcome]]]) -> Outcome:
-        ref, future = ready.get()
+    def _collect(self, ready: Ready) -> dict[int, Outcome]:
+        ref, lanes, future = ready.get()
         try:
-            return future.result()
+            return dict(zip(lanes, future.result(), strict=True))
         except TimeoutError:
             reason = f"decoding took longer than {self.timeout_s:g} s (--decode_timeout)"
         except ProcessExpired as error:
             reason = f"the decoder died ({_cause_of_death(error.exitcode)})"
-        return Failure(ref.key, ref.source, "decode", reason)
+        return dict.fromkeys(lanes, Failure(ref.key, ref.source, "decode", reason))
 
 
-def _deliver(
-    ready: queue.SimpleQueue[tuple[ImageRef, Future[Outcome]]], ref: ImageRef
-) -> Callable[[Future[Any]], None]:
-    return lambda future: ready.put((ref, future))
+Ready = queue.SimpleQueue[tuple[ImageRef, tuple[int, ...], Future[tuple[Outcome, ...]]]]
+
+
+def _deliver(ready: Ready, ref: ImageRef, lanes: tuple[int, ...]) -> Callable[[Future[Any]], None]:
+    return lambda future: ready.put((ref, lanes, future))
 
 
 def _cause_of_death(exitcode: int | None) -> str:

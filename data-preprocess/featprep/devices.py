@@ -13,7 +13,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from featprep.encoders.base import ComputeDtype, EncoderSpec, StorageDtype
+from featprep.encoders.base import ComputeDtype, EncoderSpec, StorageDtype, predict_grid
 from featprep.errors import UsageError
 
 _COMPUTE: dict[str, ComputeDtype] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -124,8 +124,8 @@ def choose_window_batch(
 
 def _bytes_an_image(spec: EncoderSpec, size: tuple[int, int]) -> int:
     """About what a block holds at once in float32: input, queries, keys, values, MLP, copies."""
-    cells = (size[0] // spec.patch) * (size[1] // spec.patch)
-    return (1 + spec.registers + cells) * spec.hidden_dim * 4 * 20
+    rows, columns = predict_grid(spec, *size)
+    return (1 + spec.registers + rows * columns) * spec.hidden_dim * 4 * 20
 
 
 def choose_workers(asked: int | None = None, cores: int | None = None) -> tuple[int, str]:

@@ -110,21 +110,31 @@ class Ledger:
         self.results_path = os.path.join(self.folder, f"results-{self.tag}.jsonl")
         self.failures_path = os.path.join(self.folder, _failures_name(self.tag))
         self._appending = threading.Lock()  # the writer thread appends, and the start adopts
+        self._is_held = False
         self.is_complete = False  # set by the run once every image of it was tried
 
     def check(self) -> None:
         """Raise FingerprintError if results of other settings or images stand here."""
         self._refuse_strangers(read_run(self.output))
 
-    def __enter__(self) -> Self:
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Its lock, without touching a result: for who opens several, or none."""
         self.check()  # before a file is made
-        self.lock.__enter__()
+        with self.lock:
+            self._is_held = True
+            yield
+
+    def __enter__(self) -> Self:
+        self._stack = contextlib.ExitStack()
+        if not self._is_held:
+            self._stack.enter_context(self.held())
         try:
             # Shards of one array start together: one clears, the others wait here and find it done.
             with self._guarded():
                 self._begin()
         except BaseException:
-            self.lock.__exit__(None, None, None)
+            self._stack.close()
             raise
         return self
 
@@ -135,7 +145,7 @@ class Ledger:
         finally:
             for index in (self._results, self._failures, self._failed_now):
                 index.close()
-            self.lock.__exit__(None, None, None)
+            self._stack.close()
 
     @property
     def failures(self) -> int:

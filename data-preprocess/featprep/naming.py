@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 
 RESERVED = ".featprep"  # the ledger's folder, below the output
@@ -11,6 +12,11 @@ RESERVED = ".featprep"  # the ledger's folder, below the output
 def key_of(source: str, names: str) -> str:
     """`a/b.png` → `a/b`, or, with names="full", `a/b.png`."""
     return source if names == "full" else os.path.splitext(source)[0]
+
+
+def folder_of_encoder(name: str) -> str:
+    """`hf:facebook/dinov2-base` → `hf_facebook_dinov2-base`: one folder's name, safe to type."""
+    return re.sub(r"[^\w.@+-]", "_", name)
 
 
 def sort_key(name: str) -> bytes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import xxhash
@@ -76,6 +76,27 @@ class Standing:
         return file.rpartition("/")[2] in self._names
 
 
+def entries_left(
+    recorders: Sequence[Recorder], folders: Iterable[list[Entry]]
+) -> Iterator[tuple[Entry, tuple[int, ...]]]:
+    """What each recorder's run has to encode, by the recorders' numbers, and the failures found on
+    the way, which are every run's."""
+    for entries in folders:
+        refs = [entry for entry in entries if isinstance(entry, ImageRef)]
+        found = [
+            (recorder, Standing(recorder.store, (ref.key for ref in refs), sweep=True))
+            for recorder in recorders
+        ]
+        for entry in entries:
+            left = tuple(
+                number
+                for number, (recorder, standing) in enumerate(found)
+                if recorder.is_left(entry, standing)
+            )
+            if left:
+                yield entry, left
+
+
 class Recorder:
     """Takes rows from the runner into store and ledger; knows which images are done."""
 
@@ -97,14 +118,15 @@ class Recorder:
 
     def todo(self, folders: Iterable[list[Entry]]) -> Iterator[Entry]:
         """What this run has to encode, and the failures found on the way."""
-        for entries in folders:
-            refs = [entry for entry in entries if isinstance(entry, ImageRef)]
-            standing = Standing(self.store, (ref.key for ref in refs), sweep=True)
-            for entry in entries:
-                if isinstance(entry, Failure) or self._is_left(entry, standing):
-                    yield entry
-                else:
-                    self.skipped += 1
+        for entry, _ in entries_left([self], folders):
+            yield entry
+
+    def is_left(self, entry: Entry, standing: Standing) -> bool:
+        """Is there still work on it? Counts what is skipped."""
+        if isinstance(entry, Failure) or self._is_left(entry, standing):
+            return True
+        self.skipped += 1
+        return False
 
     def without_meta(self, folders: Iterable[list[Entry]]) -> Iterator[ImageRef]:
         """Finished images whose metadata file is missing."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from featprep.config import EncodeConfig
 from featprep.devices import Precision
 from featprep.encoders import wants
-from featprep.encoders.base import Encoder, EncoderSpec, Want, check_pos_embed
+from featprep.encoders.base import Encoder, EncoderSpec, Want, check_pos_embed, predict_grid
 from featprep.encoders.regridding import RegriddedEncoder
 from featprep.encoders.sizes import checked, typed
 from featprep.encoders.tiling import TiledEncoder, Tiling, plan, refuse_vectors, untied
@@ -36,8 +36,7 @@ def by_patch(spec: EncoderSpec) -> Grid:
     """What the grid will be by the stride of its cells, while there is no model to ask."""
 
     def grid(height: int, width: int, layer: int = -1) -> tuple[int, int]:
-        stride = wants.stride(spec, layer % spec.depth)
-        return height // stride, width // stride
+        return predict_grid(spec, height, width, layer)
 
     return grid
 

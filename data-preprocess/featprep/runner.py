@@ -1,8 +1,9 @@
 """read → decode → batch → encode → store: the loop, its clocks and its way out.
 
 Given builders of stages, it only moves images along: decoding in worker processes, encoding here,
-writing in a thread behind a bounded queue. Knows no format and no model. Memory is bounded by batch
-× queue depth, whatever the number of images.
+writing in a thread behind a bounded queue. An image may be for several encoders: it is decoded once
+and goes down the lane of each. Knows no format and no model. Memory is bounded by batch × queue
+depth, whatever the number of images.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,8 +19,12 @@ from featprep.batching import BatchEncoder, Row, SizeQueues
 from featprep.errors import ImageError
 from featprep.records import Failure, Features, ImageRef, Prepared
 
-# (images, how many may be in flight or unclaimed) → what became of each, in any order.
-Decode = Callable[[Iterable[ImageRef], int], Iterator[Prepared | Failure]]
+Lanes = tuple[int, ...]  # of one run's encoders, by number
+# (images and their lanes, how many may be in flight or unclaimed) → what became of each in each of
+# its lanes, in any order.
+Decode = Callable[
+    [Iterable[tuple[ImageRef, Lanes]], int], Iterator[Mapping[int, Prepared | Failure]]
+]
 
 
 class Sink(Protocol):
@@ -43,8 +48,19 @@ class Events:
 
 
 @dataclass(slots=True)
+class Lane:
+    """One encoder of a run, where its results go, and how many there were."""
+
+    encoder: BatchEncoder
+    sink: Sink
+    events: Events
+    encoded: int = 0
+    failed: int = 0
+
+
+@dataclass(slots=True)
 class Totals:
-    """What a run did. Stage seconds are summed over the workers of the stage."""
+    """What a run did, in all its lanes. Stage seconds are summed over the workers of the stage."""
 
     encoded: int = 0
     failed: int = 0
@@ -67,18 +83,16 @@ class Runner:
     """One run. `stop` may be set from a signal handler: what is in flight is finished and kept."""
 
     decode: Decode
-    encoder: BatchEncoder
-    sink: Sink
-    events: Events
+    lanes: Sequence[Lane]
     workers: int = 1
     stop: threading.Event = field(default_factory=threading.Event)
 
-    def run(self, entries: Iterable[ImageRef | Failure]) -> Totals:
+    def run(self, entries: Iterable[tuple[ImageRef | Failure, Lanes]]) -> Totals:
         totals = Totals(workers=self.workers)
         began = time.perf_counter()
-        with Writer(self.sink, self.events, totals) as writer:
-            for batch in self._batches(entries, writer, totals):
-                self._encode(batch, writer, totals)
+        with Writer(totals) as writer:
+            for lane, batch in self._batches(entries, writer, totals):
+                self._encode(lane, batch, writer, totals)
                 if self.stop.is_set():
                     break
         totals.stopped = self.stop.is_set()
@@ -86,48 +100,54 @@ class Runner:
         return totals
 
     def _batches(
-        self, entries: Iterable[ImageRef | Failure], writer: Writer, totals: Totals
-    ) -> Iterator[list[Prepared]]:
-        size = self.encoder.size
-        queues = SizeQueues(size, most=4 * size)
-        refs = self._refs(entries, writer)
-        for outcome in self.decode(refs, max(2 * size, 4 * self.workers)):
-            if isinstance(outcome, Failure):
-                writer.put([outcome])
-                continue
-            totals.seconds["read"] += outcome.read_s
-            totals.seconds["decode"] += outcome.decode_s
-            batch = queues.add(outcome)
-            if batch:
-                yield batch
+        self, entries: Iterable[tuple[ImageRef | Failure, Lanes]], writer: Writer, totals: Totals
+    ) -> Iterator[tuple[Lane, list[Prepared]]]:
+        """A queue a lane and size of input."""
+        queues = [SizeQueues(lane.encoder.size, most=4 * lane.encoder.size) for lane in self.lanes]
+        ahead = max(2 * max(queue.size for queue in queues), 4 * self.workers)
+        for outcomes in self.decode(self._refs(entries, writer), ahead):
+            for number, outcome in outcomes.items():
+                lane = self.lanes[number]
+                if isinstance(outcome, Failure):
+                    writer.put(lane, [outcome])
+                    continue
+                totals.seconds["read"] += outcome.read_s
+                totals.seconds["decode"] += outcome.decode_s
+                batch = queues[number].add(outcome)
+                if batch:
+                    yield lane, batch
             if self.stop.is_set():
                 return
-        yield from queues.rest()
+        for lane, waiting in zip(self.lanes, queues, strict=True):
+            yield from ((lane, batch) for batch in waiting.rest())
 
-    def _refs(self, entries: Iterable[ImageRef | Failure], writer: Writer) -> Iterator[ImageRef]:
+    def _refs(
+        self, entries: Iterable[tuple[ImageRef | Failure, Lanes]], writer: Writer
+    ) -> Iterator[tuple[ImageRef, Lanes]]:
         """The images to decode; what failed before it was opened goes straight to the writer."""
-        for entry in entries:
+        for entry, lanes in entries:
             if self.stop.is_set():
                 return
-            if isinstance(entry, Failure):
-                writer.put([entry])
-            else:
-                yield entry
+            if isinstance(entry, ImageRef):
+                yield entry, lanes
+                continue
+            for number in lanes:
+                writer.put(self.lanes[number], [entry])
 
-    def _encode(self, batch: list[Prepared], writer: Writer, totals: Totals) -> None:
-        self.events.on_batch(self.encoder.size, batch)
+    def _encode(self, lane: Lane, batch: list[Prepared], writer: Writer, totals: Totals) -> None:
+        lane.events.on_batch(lane.encoder.size, batch)
         began = time.perf_counter()
-        rows = list(self.encoder.encode(batch))
+        rows = list(lane.encoder.encode(batch))
         totals.seconds["encode"] += time.perf_counter() - began
-        writer.put(rows)
+        writer.put(lane, rows)
 
 
 class Writer:
     """The thread that stores. Two batches may wait; its first error surfaces at the next `put`."""
 
-    def __init__(self, sink: Sink, events: Events, totals: Totals) -> None:
-        self._sink, self._events, self._totals = sink, events, totals
-        self._queue: queue.Queue[Sequence[Row | Failure] | None] = queue.Queue(maxsize=2)
+    def __init__(self, totals: Totals) -> None:
+        self._totals = totals
+        self._queue: queue.Queue[tuple[Lane, Sequence[Row | Failure]] | None] = queue.Queue(2)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="writer")
 
@@ -141,42 +161,44 @@ class Writer:
         if kind is None:
             self._raise()
 
-    def put(self, rows: Sequence[Row | Failure]) -> None:
+    def put(self, lane: Lane, rows: Sequence[Row | Failure]) -> None:
         self._raise()
-        self._queue.put(rows)
+        self._queue.put((lane, rows))
 
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
 
     def _work(self) -> None:
-        while (rows := self._queue.get()) is not None:
+        while (waiting := self._queue.get()) is not None:
             if self._error is None:
                 try:
-                    self._store(rows)
+                    self._store(*waiting)
                 except BaseException as error:
                     self._error = error  # goes on taking, so that `put` cannot block for ever
 
-    def _store(self, rows: Sequence[Row | Failure]) -> None:
+    def _store(self, lane: Lane, rows: Sequence[Row | Failure]) -> None:
         began = time.perf_counter()
         try:
             for row in rows:
-                self._fail(row) if isinstance(row, Failure) else self._write(row)
+                self._fail(lane, row) if isinstance(row, Failure) else self._write(lane, row)
         finally:
-            self._sink.flush()  # also before an error: what has its name is recorded
+            lane.sink.flush()  # also before an error: what has its name is recorded
             self._totals.seconds["write"] += time.perf_counter() - began
 
-    def _write(self, row: Row) -> None:
+    def _write(self, lane: Lane, row: Row) -> None:
         image, features, _ = row
         try:
-            self._sink.write(row)
+            lane.sink.write(row)
         except ImageError as error:
-            self._fail(Failure(image.ref.key, image.ref.source, error.stage, str(error)))
+            self._fail(lane, Failure(image.ref.key, image.ref.source, error.stage, str(error)))
             return
+        lane.encoded += 1
         self._totals.encoded += 1
-        self._events.on_row(image, features)
+        lane.events.on_row(image, features)
 
-    def _fail(self, failure: Failure) -> None:
-        self._sink.fail(failure)
+    def _fail(self, lane: Lane, failure: Failure) -> None:
+        lane.sink.fail(failure)
+        lane.failed += 1
         self._totals.failed += 1
-        self._events.on_failure(failure)
+        lane.events.on_failure(failure)

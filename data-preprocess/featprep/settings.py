@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,11 +22,13 @@ NAMED_COLOURS = {"black": (0, 0, 0), "white": (255, 255, 255), "grey": (128, 128
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """`allowed`: the phrase for tables and refusals. `parse` gets the flag's name and its text."""
+    """`allowed`: the phrase for tables and refusals. `parse` gets the flag's name and its text;
+    `parse_several` the texts of a YAML list, which else are joined by commas."""
 
     allowed: str
     parse: Callable[[str, str], Any]
     is_switch: bool = False
+    parse_several: Callable[[str, list[str]], Any] | None = None
 
 
 def refuse(name: str, raw: str, allowed: str, example: object) -> NoReturn:
@@ -53,6 +56,23 @@ def text(allowed: str) -> Kind:
         return raw
 
     return Kind(allowed, parse)
+
+
+def models(allowed: str) -> Kind:
+    """One text, or several: between commas, unless the whole is a path, or as a list."""
+    one = text(allowed)
+
+    def parse(name: str, raw: str) -> str | tuple[str, ...]:
+        path = raw.rpartition("=")[2]
+        if "," not in raw or ("\0" not in path and os.path.exists(path)):
+            whole: str = one.parse(name, raw)
+            return whole
+        return several(name, raw.split(","))
+
+    def several(name: str, raw: list[str]) -> tuple[str, ...]:
+        return tuple(one.parse(name, part.strip()) for part in raw)
+
+    return Kind(allowed, parse, parse_several=several)
 
 
 def switch() -> Kind:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
@@ -43,50 +43,17 @@ def features_text(features: Features, mask: AnyArray | None) -> str:
     return "".join([", ".join(maps), mask_text(mask), *(f", {text}" for text in vectors)])
 
 
-class Progress(Events):
+class Progress:
     """A bar on a terminal, a plain line every ten seconds elsewhere, nothing with --quiet."""
 
     def __init__(self, total: int, done: int, *, quiet: bool, verbose: bool) -> None:
         self.quiet, self.verbose = quiet, verbose
         self.count, self.total, self.failed, self.told = done, total, 0, 0
-        self._seen: set[tuple[int, ...]] = set()
-        # told when the first map of the size is there
-        self._pending: dict[tuple[int, ...], str] = {}
         self._began = self._last = time.monotonic()
         self._start = done
         self._bar = None
         if not quiet and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=done, unit=" images", file=sys.stderr)
-
-    def show_shapes(self, batch: int, tokens: tuple[int, int] | None, image: Prepared) -> None:
-        """Once for every new size: pixels → tokens; the map and mask follow with the first row."""
-        if self.quiet or image.pixels.shape in self._seen:
-            return
-        self._seen.add(image.pixels.shape)
-        middle = f" → tokens {shape_text((batch, *tokens))}" if tokens else ""
-        pixels = shape_text((batch, *image.pixels.shape))
-        self._pending[image.pixels.shape] = f"pixels {pixels}{middle}"
-
-    def on_row(self, image: Prepared, features: Features) -> None:
-        result = features_text(features, image.mask)
-        pending = self._pending.pop(image.pixels.shape, None)
-        if pending:
-            say("shapes", f"{pending} → {result}")
-        if self.verbose:
-            size = "×".join(map(str, image.meta["geometry"]["source_size"]))
-            say("image", f"{printable(image.ref.source)} {size} → {result}")
-        self._step()
-
-    def on_failure(self, failure: Failure) -> None:
-        self.failed += 1
-        if self.told < SHOWN_FAILURES or self.verbose:
-            reason = f"{failure.stage}: {printable(failure.reason)}"
-            say("failed", f"{printable(failure.source)}: {reason}")
-            self.told += 1
-        elif self.told == SHOWN_FAILURES and not self.quiet:
-            say("failed", "… more: see failures.jsonl when the run ends")
-            self.told += 1
-        self._step()
 
     def on_replaced(self) -> None:
         """An image counted as done before is encoded again."""
@@ -98,7 +65,7 @@ class Progress(Events):
         if self._bar is not None:
             self._bar.close()
 
-    def _step(self) -> None:
+    def step(self) -> None:
         self.count += 1
         if self._bar is not None:
             self._bar.set_postfix_str(f"{self.failed} failed" if self.failed else "", refresh=False)
@@ -108,6 +75,55 @@ class Progress(Events):
             rate = (self.count - self._start) / (self._last - self._began)
             say("progress", f"{self.count:,}/{self.total:,} images, {rate:,.1f} images/s, "
                             f"{self.failed:,} failed")  # fmt: skip
+
+
+class Teller(Events):
+    """What one encoder of a run tells: shapes, every image with --verbose, failures.
+
+    `tokens`: what the network makes of an input's height and width, as the encoder says. `title`:
+    stands before every line; empty where there is one encoder.
+    """
+
+    def __init__(
+        self, progress: Progress, tokens: Callable[[int, int], tuple[int, int]], title: str
+    ) -> None:
+        self._progress, self._tokens = progress, tokens
+        self._title = f"{title}: " if title else ""
+        self._seen: set[tuple[int, ...]] = set()
+        # told when the first map of the size is there
+        self._pending: dict[tuple[int, ...], str] = {}
+
+    def on_batch(self, batch: int, images: Sequence[Prepared]) -> None:
+        """Once for every new size: pixels → tokens; the map and mask follow with the first row."""
+        shape = images[0].pixels.shape
+        if self._progress.quiet or shape in self._seen:
+            return
+        self._seen.add(shape)
+        tokens = shape_text((batch, *self._tokens(*shape[1:])))
+        self._pending[shape] = f"pixels {shape_text((batch, *shape))} → tokens {tokens}"
+
+    def on_row(self, image: Prepared, features: Features) -> None:
+        result = features_text(features, image.mask)
+        pending = self._pending.pop(image.pixels.shape, None)
+        if pending:
+            say("shapes", f"{self._title}{pending} → {result}")
+        if self._progress.verbose:
+            size = "×".join(map(str, image.meta["geometry"]["source_size"]))
+            source = printable(image.ref.source)
+            say("image", f"{self._title}{source} {size} → {result}")
+        self._progress.step()
+
+    def on_failure(self, failure: Failure) -> None:
+        progress = self._progress
+        progress.failed += 1
+        if progress.told < SHOWN_FAILURES or progress.verbose:
+            reason = f"{failure.stage}: {printable(failure.reason)}"
+            say("failed", f"{self._title}{printable(failure.source)}: {reason}")
+            progress.told += 1
+        elif progress.told == SHOWN_FAILURES and not progress.quiet:
+            say("failed", "… more: see failures.jsonl when the run ends")
+            progress.told += 1
+        progress.step()
 
 
 def size_text(count: float) -> str:

@@ -18,7 +18,11 @@ from featprep.encoders import (
     openai_clip,
     openai_clip_cards,
     openclip,
+    timm_catalogue,
+    timm_models,
     tiny,
+    torchvision_catalogue,
+    torchvision_models,
 )
 from featprep.encoders.aliases import ALIASES
 from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName, Terms
@@ -30,7 +34,8 @@ from featprep.errors import UsageError
 class Family:
     """`known`: published names. `find`: the files, downloaded where they must be. `local`: what a
     path leads to. `open_ids`: the hub has more, named ORG/NAME after `hub_prefix`. `package`: what
-    to install where no name is known."""
+    to install where no name is known. `is_more`: whether an ID may be a name that only its library
+    knows; `more`: what that is, in words."""
 
     known: Mapping[str, EncoderSpec | None]
     describe: Callable[[ModelName], EncoderSpec | None]
@@ -40,6 +45,8 @@ class Family:
     open_ids: bool = False
     hub_prefix: str = ""
     package: str = ""
+    is_more: Callable[[str], bool] = lambda id: False
+    more: str = ""
     terms: Callable[[str], Terms] = lambda id: Terms()
 
 
@@ -70,6 +77,22 @@ FAMILIES = {
         hub_prefix="hf-hub:",
         package="open_clip_torch",
     ),
+    "timm": Family(
+        timm_catalogue.KNOWN,
+        timm_models.describe,
+        timm_models.load,
+        timm_models.find,
+        "a .safetensors file, a state dict, or a folder with config.json",
+        is_more=timm_catalogue.is_spelled,
+        more="any other model of timm",
+    ),
+    "torchvision": Family(
+        torchvision_catalogue.KNOWN,
+        torchvision_models.describe,
+        torchvision_models.load,
+        torchvision_models.find,
+        "a .pth file, under torchvision's NAME of it",
+    ),
 }
 
 
@@ -84,12 +107,16 @@ class Scope:
     pattern: str = ""
 
     def names(self, family: str) -> list[str]:
-        """The names of a family that the command knows, tiny among them."""
-        known = FAMILIES[family].known
+        """The names of a family that the command knows, tiny among them where there is one."""
         return [
-            *(id for id in known if not self.kinds or hf_known.kind_of(id) in self.kinds),
-            "tiny",
+            id
+            for id in _ids(family)
+            if not self.kinds or id == "tiny" or hf_known.kind_of(id) in self.kinds
         ]
+
+
+def _ids(family: str) -> tuple[str, ...]:
+    return (*FAMILIES[family].known, *(("tiny",) if family in tiny.TINY else ()))
 
 
 # What the entry scripts take; of hub ids and paths, their config.json decides as they are read.
@@ -105,7 +132,7 @@ _SHOWN = 12  # names in a refusal; of a longer list, the first eight
 
 def list_encoders() -> list[str]:
     """FAMILY:ID of every known encoder."""
-    return [f"{family}:{id}" for family, row in FAMILIES.items() for id in (*row.known, "tiny")]
+    return [f"{family}:{id}" for family in FAMILIES for id in _ids(family)]
 
 
 def resolve(value: str, scope: str) -> ModelName:
@@ -181,7 +208,7 @@ def _spelled(value: str, family: str, rest: str) -> ModelName:
                 f"--model {value}: no such path; allowed is {family}:NAME=PATH, PATH {row.local}"
             )
         return ModelName(family, id, path)
-    if id in row.known or id == "tiny":
+    if id in _ids(family) or row.is_more(id):
         return ModelName(family, id)
     if row.open_ids and id.startswith(row.hub_prefix) and _is_hub_id(id, row.hub_prefix):
         return ModelName(family, id)
@@ -231,7 +258,8 @@ def _allowed(taken: Scope) -> str:
 def _allowed_of(family: str, taken: Scope) -> str:
     row = FAMILIES[family]
     hub = f", {family}:{row.hub_prefix}ORG/NAME of the hub" if row.open_ids else ""
-    return f"{_names(family, taken)}{hub}, or {family}:NAME=PATH, PATH {row.local}"
+    more = f", {row.more}" if row.more else ""
+    return f"{_names(family, taken)}{more}{hub}, or {family}:NAME=PATH, PATH {row.local}"
 
 
 def _names(family: str, taken: Scope) -> str:
@@ -239,7 +267,8 @@ def _names(family: str, taken: Scope) -> str:
     if len(names) <= _SHOWN:
         return ", ".join(names)
     pattern = taken.pattern or f"{family}:"
-    return f"{', '.join(names[:8])} … tiny (all {len(names)}: featprep models {pattern})"
+    last = " tiny" if names[-1] == "tiny" else ""
+    return f"{', '.join(names[:8])} …{last} (all {len(names)}: featprep models {pattern})"
 
 
 def _hint(id: str, taken: Scope) -> str:

@@ -93,6 +93,10 @@ class EncoderSpec:
     has_facets: bool = False  # whether queries, keys and values of its attentions can be taken
     pos_embeds: tuple[str, ...] = ("transformers",)  # conventions --pos_embed may name
     fixed_size: bool = False
+    # CNNs take any size: of a side, the remainder of `unit` is dropped, and what is left of `patch`
+    # after that makes a cell of its own. 1: every pixel counts (ResNet); 4: Swin; patch: ConvNeXt.
+    # None: multiples of the patch.
+    unit: int | None = None
     meaningless: bool = False  # seeded random weights (tiny)
 
 
@@ -167,6 +171,14 @@ class Encoder(Protocol):
         Values are cast to want.dtype unchecked: what overflows float16 comes back as inf.
         """
         ...
+
+
+def predict_grid(spec: EncoderSpec, height: int, width: int, layer: int = -1) -> tuple[int, int]:
+    """The grid of a layer at this size, while there is no model to ask."""
+    stride = spec.stages[layer].stride if spec.stages else spec.patch
+    unit = min(spec.unit or spec.patch, stride)
+    rows, columns = (-(-(side // unit) // (stride // unit)) for side in (height, width))
+    return rows, columns
 
 
 def check_pos_embed(spec: EncoderSpec, asked: str, height: int, width: int) -> None:

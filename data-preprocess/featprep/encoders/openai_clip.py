@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from featprep.encoders import digests, downloads, wants, weights
 from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName
 from featprep.encoders.block_encoder import BlockEncoder
-from featprep.encoders.clip_positions import Positions, cast
+from featprep.encoders.clip_precision import cast
 from featprep.encoders.openai_clip_cards import KNOWN, MEAN, STD, spec_of
 from featprep.encoders.openai_clip_resnet import OpenAIResNetEncoder
+from featprep.encoders.positions import PositionCache, of_square
 from featprep.encoders.torch_encoder import TorchEncoder, place
 from featprep.encoders.weights import Found
 from featprep.errors import UsageError, WeightsError
@@ -106,7 +107,9 @@ class OpenAIClipEncoder(BlockEncoder):
         super().__init__(spec, visual.conv1, options, digest, found)
         cast(visual, self._compute)
         self.visual: Any = place(visual, spec, options.device)
-        self._positions = Positions()
+        self._positions = PositionCache(
+            lambda grid: of_square(self.visual.positional_embedding, grid)
+        )
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -118,7 +121,7 @@ class OpenAIClipEncoder(BlockEncoder):
         from torch.func import functional_call
 
         grid = self.grid(*pixels.shape[-2:])
-        positions = self._positions.at(grid, self.visual.positional_embedding)
+        positions = self._positions.at(grid)
         swapped = {"positional_embedding": positions}
         normed: list[Tensor] = []
         handle = self.visual.ln_post.register_forward_hook(lambda _m, _i, out: normed.append(out))

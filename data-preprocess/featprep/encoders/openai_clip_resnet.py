@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from featprep.encoders.base import EncoderSpec, LoadOptions, Want
-from featprep.encoders.clip_positions import Positions, cast
+from featprep.encoders.clip_precision import cast
+from featprep.encoders.positions import PositionCache, of_square
 from featprep.encoders.taps import run_and_take
 from featprep.encoders.torch_encoder import Taken, TorchEncoder, place
 from featprep.encoders.weights import Found
@@ -35,7 +36,9 @@ class OpenAIResNetEncoder(TorchEncoder):
         pool, visual.attnpool = visual.attnpool, nn.Identity()
         self.pool: Any = place(pool, spec, options.device)
         self.visual: Any = place(visual, spec, options.device)
-        self._positions = Positions()
+        self._positions = PositionCache(
+            lambda grid: of_square(self.pool.positional_embedding, grid)
+        )
 
     def _cells(self, height: int, width: int, layer: int) -> tuple[int, int]:
         # The first convolution pads, so an odd row counts; every average pooling leaves it out.
@@ -61,6 +64,6 @@ class OpenAIResNetEncoder(TorchEncoder):
         from torch.func import functional_call
 
         rows, columns = cells.shape[-2:]
-        positions = self._positions.at((rows, columns), self.pool.positional_embedding)
+        positions = self._positions.at((rows, columns))
         image: Tensor = functional_call(self.pool, {"positional_embedding": positions}, (cells,))
         return image

@@ -26,8 +26,8 @@ from featprep.encoders.openclip_cards import (
     card_of,
     make_spec,
     shape_of,
-    tags,
 )
+from featprep.encoders.openclip_files import tags
 from featprep.encoders.openclip_towers import make_tower
 from featprep.encoders.torch_encoder import Taken, TorchEncoder, place
 from featprep.encoders.weights import Found, local_file
@@ -65,6 +65,11 @@ def load(name: ModelName, options: LoadOptions) -> OpenClipEncoder:
     card = card_of(name, found.path if _is_folder(name) else None)
     quick_gelu = _activation(name, card, options.quick_gelu)
     (path,) = found.weights
+    if path.suffix in (".npz", ".npy"):  # no tag's file is one
+        raise WeightsError(
+            f"{name}: {path} is a checkpoint of big_vision, which is not read; allowed is what "
+            f"open_clip makes of it, such as {WEIGHTS[0]} of the tag's repository"
+        )
     published = {
         row["url"].split("/")[-2]
         for by_tag in tags().values()
@@ -255,3 +260,6 @@ def _cast(visual: Any, dtype: Any) -> None:
         visual.to(dtype)
     else:
         import_open_clip().convert_weights_to_lp(visual, dtype)
+        for module in visual.modules():
+            if type(module).__name__ == "AttentionalPooler":  # CoCa's: it forgets their queries
+                module.query.data = module.query.data.to(dtype)

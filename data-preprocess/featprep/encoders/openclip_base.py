@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from featprep.encoders.base import Want
-from featprep.encoders.openclip_cards import Shape
+from featprep.encoders.openclip_shapes import Shape
 from featprep.encoders.taps import run_and_take
 
 if TYPE_CHECKING:

@@ -1,25 +1,20 @@
 """What open_clip says of its models: architecture files and the table of tags → EncoderSpec.
 
-Both are read from the installed package without importing it, which would load torch. Knows no
-weights and no network.
+Knows no weights and no network.
 """
 
 from __future__ import annotations
-import __future__
 
-import ast
 import functools
-import json
-import re
-import runpy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from featprep.encoders import weights
-from featprep.encoders.base import EncoderSpec, ModelName, Recipe, Stage
+from featprep.encoders.base import EncoderSpec, ModelName, Recipe
+from featprep.encoders.openclip_files import architectures, tags
+from featprep.encoders.openclip_shapes import Shape, doubling, trunk_shape
 from featprep.errors import UsageError, WeightsError
 
 CONFIG = "open_clip_config.json"
@@ -31,68 +26,6 @@ _PREPROCESS: Mapping[str, Any] = {  # open_clip's PreprocessCfg: what holds wher
     "std": (0.26862954, 0.26130258, 0.27577711),
     "interpolation": "bicubic",
     "resize_mode": "shortest",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What a tower makes of an image.
-
-    `patch`: stride of a cell. `depth`: blocks, or `stages`, which CNNs alone have. `cls`,
-    `registers`: tokens before the cells. `has_norm`: a last norm that one token alone can pass.
-    """
-
-    patch: int
-    width: int
-    depth: int
-    side: int
-    stages: tuple[Stage, ...] = ()
-    cls: bool = False
-    registers: int = 0
-    has_norm: bool = False
-
-
-def doubling(stride: int, channels: int, count: int) -> tuple[Stage, ...]:
-    """Stages of a CNN, each of twice the stride and the channels of the last, up to these."""
-    halvings = range(count - 1, -1, -1)
-    return tuple(Stage(stride >> halving, channels >> halving) for halving in halvings)
-
-
-_CNNS = ("convnext", "fastvit")
-# timm's names of ViTs that have no class token.
-_WITHOUT_CLS = re.compile("siglip|vitamin|vit_medium_patch16_gap|vit_pe_core_gigantic")
-# timm's name, from its beginning: width and depth (blocks, or stages) of the trunk, and stride
-# where the name does not say it.
-_TRUNKS = {
-    "convnext_tiny": (768, 4, 32),
-    "convnext_small": (768, 4, 32),
-    "convnext_base": (1024, 4, 32),
-    "convnext_large": (1536, 4, 32),
-    "convnext_xlarge": (2048, 4, 32),
-    "convnext_xxlarge": (3072, 4, 32),
-    "eva_giant": (1408, 40, 14),
-    "eva02_base": (768, 12, 16),
-    "eva02_large": (1024, 24, 14),
-    "eva02_enormous": (1792, 64, 14),
-    "fastvit_mci0": (512, 4, 32),
-    "fastvit_mci1": (512, 4, 32),
-    "fastvit_mci2": (640, 4, 32),
-    "fastvit_mci3": (1536, 5, 64),
-    "fastvit_mci4": (2048, 5, 64),
-    "vit_medium_patch16_gap": (512, 12, 16),
-    "vit_base": (768, 12, 16),
-    "vit_large": (1024, 24, 16),
-    "vit_so400m": (1152, 27, 14),
-    "vit_giantopt": (1536, 40, 16),
-    "vit_pe_core_tiny": (192, 12, 16),
-    "vit_pe_core_small": (384, 12, 16),
-    "vit_pe_core_base": (768, 12, 16),
-    "vit_pe_core_large": (1024, 24, 14),
-    "vit_pe_core_gigantic": (1536, 50, 14),
-    "vitamin_small": (384, 14, 16),
-    "vitamin_base": (768, 14, 16),
-    "vitamin_large": (1024, 31, 16),
-    "vitamin_xlarge": (1152, 32, 16),
 }
 
 
@@ -139,51 +72,6 @@ class Card:
         if self.vision.get("attentional_pool") or self.vision.get("timm_pool") == "map":
             return False
         return not (self.trunk or "").startswith("fastvit")  # convolves once more before its head
-
-
-# --- open_clip's files
-
-
-def _package() -> Path | None:
-    found = find_spec("open_clip")
-    return Path(found.origin).parent if found and found.origin else None
-
-
-@functools.cache
-def architectures() -> dict[str, dict[str, Any]]:
-    """ARCH → its configuration, as open_clip.list_models has them; empty without open_clip."""
-    package, found = _package(), {}
-    for file in sorted(package.glob("model_configs/*.json")) if package else ():
-        config = json.loads(file.read_bytes())
-        if {"embed_dim", "vision_cfg", "text_cfg"} <= set(config):
-            found[file.stem] = config
-    return found
-
-
-@functools.cache
-def tags() -> dict[str, dict[str, dict[str, Any]]]:
-    """ARCH → tag → what it says: hub, url, mean, std, interpolation, resize_mode, quick_gelu.
-
-    pretrained.py is a table with a few functions that fill it in: those are run, its imports of
-    torch and the hub's client are not. Should that fail on another release, it is imported.
-    """
-    package = _package()
-    if package is None:
-        return {}
-    path = package / "pretrained.py"
-    kinds = (ast.Assign, ast.FunctionDef, ast.For, ast.Expr, ast.Import)
-    try:
-        tree = ast.parse(path.read_text("utf-8"))
-        tree.body = [node for node in tree.body if isinstance(node, kinds)]
-        room: dict[str, Any] = runpy.run_path(str(package / "constants.py"))
-        postponed = __future__.annotations.compiler_flag
-        exec(compile(tree, str(path), "exec", flags=postponed), room)
-    except Exception:  # of a release that is written otherwise
-        import importlib
-
-        room = vars(importlib.import_module("open_clip.pretrained"))
-    table: dict[str, dict[str, dict[str, Any]]] = room["_PRETRAINED"]
-    return table
 
 
 # --- cards
@@ -252,22 +140,7 @@ def shape_of(card: Card) -> Shape | None:
             cls=True,
             has_norm=not vision.get("attentional_pool"),  # whose norm is of what it pooled
         )
-    fits = [stem for stem in _TRUNKS if card.trunk.startswith(stem)]
-    if not fits:
-        return None
-    width, depth, stride = _TRUNKS[max(fits, key=len)]
-    patch = re.search(r"_patch(\d+)", card.trunk)
-    own = re.search(r"_(\d{3})$", card.trunk)
-    is_cnn = card.trunk.startswith(_CNNS)
-    return Shape(
-        int(patch[1]) if patch else stride,
-        width,
-        depth,
-        int(own[1]) if own else side,
-        stages=doubling(stride, width, depth) if is_cnn else (),
-        cls=not is_cnn and not _WITHOUT_CLS.search(card.trunk),
-        has_norm=not card.trunk.startswith("fastvit"),
-    )
+    return trunk_shape(card.trunk, side)
 
 
 def make_spec(

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from featprep.encoders.base import Want
-from featprep.encoders.clip_positions import Positions
 from featprep.encoders.openclip_base import Tower, through_head
-from featprep.encoders.openclip_cards import Shape
+from featprep.encoders.openclip_shapes import Shape
+from featprep.encoders.positions import PositionCache, of_square
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -80,7 +80,9 @@ class OwnResNet(ConvTower):
 
     def __init__(self, visual: nn.Module, twin: nn.Module, shape: Shape) -> None:
         super().__init__(visual, twin, shape)
-        self._positions = Positions()
+        self._positions = PositionCache(
+            lambda grid: of_square(self.visual.attnpool.positional_embedding, grid)
+        )
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -95,7 +97,7 @@ class OwnResNet(ConvTower):
         if not want.pooled:
             return None
         rows, columns = cells.shape[-2:]
-        positions = self._positions.at((rows, columns), pool.positional_embedding)
+        positions = self._positions.at((rows, columns))
         pooled: Tensor = functional_call(pool, {"positional_embedding": positions}, (cells,))
         return pooled
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from featprep.encoders.base import PosEmbed, Stage
 from featprep.encoders.openclip_base import Tower
-from featprep.encoders.openclip_cards import Shape, doubling
 from featprep.encoders.openclip_cnns import ConvTower, OwnResNet
+from featprep.encoders.openclip_shapes import Shape, doubling
 from featprep.encoders.openclip_vits import FixedTower, OwnViT, TimmViT, UnpositionedViT
 
 _CNNS = ("ConvNeXt", "FastVit", "ResNet")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from featprep.encoders.base import PosEmbed, Want
-from featprep.encoders.clip_positions import GRIDS_KEPT, resample
 from featprep.encoders.openclip_base import Tower, through_head
-from featprep.encoders.openclip_cards import Shape
+from featprep.encoders.openclip_shapes import Shape
+from featprep.encoders.positions import Grid, PositionCache, resample
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,7 +23,7 @@ class PositionedTower(Tower):
         self._antialias = convention == "hub"  # as open_clip's resize_pos_embed and timm's
         self._native_grid = self.cells(shape.side, shape.side, 0)
         self._grid = self._native_grid
-        self._grids: dict[tuple[int, int], Tensor] = {}
+        self._positions = PositionCache(self._resampled)
         self._native: Tensor = self.positions.detach().clone()  # float32, before any cast
 
     @property
@@ -43,15 +43,15 @@ class PositionedTower(Tower):
 
         # The module keeps them beyond this forward pass, so they are no inference tensors.
         with torch.inference_mode(False), torch.no_grad():
-            if grid not in self._grids:
-                if len(self._grids) == GRIDS_KEPT:
-                    self._grids.pop(next(iter(self._grids)))
-                self._grids[grid] = resample(
-                    self._native, self._native_grid, grid, antialias=self._antialias
-                ).to(self.positions)
+            positions = self._positions.at(grid)
             self._grid = grid
             self._resize(height, width)
-            self.positions.data = self._grids[grid]
+            self.positions.data = positions
+
+    def _resampled(self, grid: Grid) -> Tensor:
+        return resample(self._native, self._native_grid, grid, antialias=self._antialias).to(
+            self.positions
+        )
 
     def _resize(self, height: int, width: int) -> None:
         """Tell the module of the size, where it has to know."""

@@ -1,8 +1,8 @@
-"""Which input sizes an encoder takes: its own, or multiples of its patch. Before any work."""
+"""Which input sizes an encoder takes: its own, multiples of its patch, or any."""
 
 from __future__ import annotations
 
-from featprep.encoders.base import EncoderSpec
+from featprep.encoders.base import EncoderSpec, predict_grid
 from featprep.errors import UsageError
 
 Size = tuple[int, int]  # (height, width)
@@ -17,6 +17,13 @@ def checked(spec: EncoderSpec, flag: str, asked: Size | str) -> Size:
         raise UsageError(
             f"--{flag} {typed(asked)}: {spec.name} takes {typed(spec.native_size)} only; {way_out}"
         )
+    if spec.unit is not None:  # a CNN's
+        if min(predict_grid(spec, *asked)) < 1:
+            raise UsageError(
+                f"--{flag} {typed(asked)}: {spec.name} makes no cell of it; allowed is {spec.unit} "
+                "or more"
+            )
+        return asked
     if any(side % spec.patch for side in asked):
         near = tuple(max(1, round(side / spec.patch)) * spec.patch for side in asked)
         raise UsageError(

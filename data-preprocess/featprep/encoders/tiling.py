@@ -70,8 +70,9 @@ def _step(side: int, patch: int, overlap: int | None) -> int:
 
 
 def untied(spec: EncoderSpec) -> EncoderSpec:
-    """The spec of the encoder behind windows: no size of input is fixed any more."""
-    return replace(spec, fixed_size=False)
+    """The spec of the encoder behind windows: no size of input is fixed any more, and windows tile
+    multiples of the patch alone."""
+    return replace(spec, fixed_size=False, unit=None)
 
 
 def refuse_vectors(want: Want) -> None:

@@ -23,6 +23,10 @@ from featprep.encoders import (
     openai_clip_shapes,
     openclip,
     openclip_cards,
+    random_modules,
+    timm_catalogue,
+    timm_models,
+    torchvision_catalogue,
     weights,
 )
 from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName
@@ -46,13 +50,19 @@ TINY = {
         pooler=False,
         meaningless=True,
     ),
+    "timm": replace(timm_catalogue.tiny_spec(width=64, depth=3), meaningless=True),
 }
 _GAINS = ("lambda1", "logit_scale", "gamma", "layer_scale", "running_var")
 
 
 def load_tiny(name: ModelName, options: LoadOptions) -> Encoder:
     """The family's tiny encoder, written to a temporary folder and loaded as a real one is."""
-    loaders = {"clip": openai_clip.load, "hf": huggingface.load, "openclip": openclip.load}
+    loaders = {
+        "clip": openai_clip.load,
+        "hf": huggingface.load,
+        "openclip": openclip.load,
+        "timm": timm_models.load,
+    }
     with tempfile.TemporaryDirectory(prefix="featprep-tiny-") as folder:
         path = write_tiny(name.family, Path(folder))
         encoder: Encoder = loaders[name.family](replace(name, path=str(path)), options)
@@ -63,11 +73,17 @@ def load_tiny(name: ModelName, options: LoadOptions) -> Encoder:
 
 def write_tiny(family: str, folder: Path) -> Path:
     """Write the tiny checkpoint of a family; returns its folder, or file (clip)."""
+    if family == "timm":
+        shape = {"patch_size": 14, "embed_dim": 64, "depth": 3, "num_heads": 1}
+        return random_modules.write_timm("vit_tiny_patch16_224.augreg_in21k", folder, **shape)
     return write_checkpoint(TINY[family], folder)
 
 
 def write_random(name: str, folder: Path, layers: int | None = None) -> Path:
-    """Write random weights of a known encoder, FAMILY:ID: all of its blocks, or the first few."""
+    """Write random weights of a known encoder, FAMILY:ID: all of its blocks, or the first few.
+
+    A CNN, and what torchvision publishes, is always whole.
+    """
     family, _, id = name.partition(":")
     if family == "openclip":
         card = openclip_cards.card_of(ModelName(family, id))
@@ -80,6 +96,11 @@ def write_random(name: str, folder: Path, layers: int | None = None) -> Path:
     if family == "hf" and id in hf_known.FILES:
         config, processor = hf_known.FILES[id]
         return write_folder((shorten(config, layers), processor), folder)
+    if family == "timm" and id in timm_catalogue.KNOWN:
+        cut = layers and not timm_catalogue.KNOWN[id].stages
+        return random_modules.write_timm(id, folder, **({"depth": layers} if cut else {}))
+    if family == "torchvision" and id in torchvision_catalogue.KNOWN:
+        return random_modules.write_torchvision(id, folder)
     if family != "clip" or id not in openai_clip_cards.KNOWN:
         raise UsageError(
             f"write_random {name}: allowed are the published names, such as clip:ViT-B/32"

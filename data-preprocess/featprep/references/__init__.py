@@ -15,6 +15,8 @@ REFERENCES = {
     "clip": "featprep.references.openai_clip",
     "hf": "featprep.references.huggingface",
     "openclip": "featprep.references.openclip",
+    "timm": "featprep.references.timm_models",
+    "torchvision": "featprep.references.torchvision_models",
 }
 # One model of every architecture that a family has, of those that are not large.
 EXAMPLES = {
@@ -48,6 +50,20 @@ EXAMPLES = {
         "ViTamin-S/datacomp1b",
         "PE-Core-B-16/meta",
     ),
+    "timm": (
+        "vit_small_patch16_224.augreg_in21k",
+        "vit_base_patch14_reg4_dinov2.lvd142m",
+        "vit_base_patch16_dinov3.lvd1689m",
+        "vit_base_patch16_siglip_224.v2_webli",
+        "eva02_base_patch14_448.mim_in22k_ft_in22k_in1k",
+        "resnet50.a1_in1k",
+        "efficientnet_b0.ra_in1k",
+        "convnext_tiny.dinov3_lvd1689m",
+        "swin_base_patch4_window7_224.ms_in22k",
+        "maxvit_tiny_tf_224.in1k",
+        "hiera_base_224.mae",
+    ),
+    "torchvision": ("resnet18", "efficientnet_b0", "convnext_tiny", "vit_b_32", "swin_t"),
 }
 
 

@@ -1,17 +1,18 @@
 """One set of weights in three libraries: OpenAI's CLIP as checkpoints of open_clip, transformers.
 
 The formulas are those of open_clip's load_openai_model and transformers' convert_clip_original_
-pytorch_to_hf. Vision towers of ViTs alone: text towers are left out.
+pytorch_to_hf. Vision towers alone: text towers are left out.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featprep.encoders.base import ModelName
+from featprep.encoders.base import EncoderSpec, ModelName
 from featprep.references.openai_clip import MEAN, STD, load_model
 
 if TYPE_CHECKING:
@@ -104,6 +105,11 @@ CONVERSIONS: dict[str, Callable[[Mapping[str, Tensor], Path], Path]] = {
 }
 
 
+def families_of(spec: EncoderSpec | None) -> list[str]:
+    """The families that have such a tower: transformers has no ResNet of CLIP's."""
+    return [family for family in CONVERSIONS if family != "hf" or not (spec and spec.stages)]
+
+
 def openai_state(name: ModelName) -> dict[str, Tensor]:
     """openai/CLIP's state dict of a model, as clip.load gives it."""
     state: dict[str, Tensor] = load_model(name).state_dict()
@@ -112,14 +118,16 @@ def openai_state(name: ModelName) -> dict[str, Tensor]:
 
 def _visual(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
-        key.removeprefix("visual."): item.float()
+        key.removeprefix("visual."): item.float() if item.is_floating_point() else item
         for key, item in state.items()
         if key.startswith("visual.")
     }
 
 
-def _shape(state: Mapping[str, Tensor]) -> dict[str, int]:
+def _shape(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """As open_clip's vision_cfg has it, and embed_dim."""
+    if "visual.proj" not in state:
+        return _resnet_shape(state)
     conv, positions = state["visual.conv1.weight"], state["visual.positional_embedding"]
     patch = conv.shape[-1]
     return {
@@ -130,6 +138,18 @@ def _shape(state: Mapping[str, Tensor]) -> dict[str, int]:
             key.startswith("visual.transformer") and key.endswith("in_proj_weight") for key in state
         ),
         "embed_dim": state["visual.proj"].shape[1],
+    }
+
+
+def _resnet_shape(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    blocks = {
+        tuple(key.split(".")[1:3]) for key in state if key.startswith("visual.layer")
+    }  # (layer1, 0) …
+    return {
+        "image_size": 32 * math.isqrt(len(state["visual.attnpool.positional_embedding"]) - 1),
+        "width": state["visual.layer1.0.conv1.weight"].shape[0],
+        "layers": [sum(stage == f"layer{n}" for stage, _ in blocks) for n in (1, 2, 3, 4)],
+        "embed_dim": state["visual.attnpool.c_proj.weight"].shape[0],
     }
 
 

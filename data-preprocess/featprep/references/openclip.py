@@ -73,8 +73,8 @@ class OpenClipTower(Reference):
         self._native_size = _sides(self.visual.image_size)
         for layer, stage in enumerate(self.stages):
             self._keep_output(stage, "stage", layer)
-            if hasattr(stage, "ln_1"):
-                self._keep_output(stage.ln_1, "ln_1", layer)
+            if hasattr(stage, "attn"):
+                self._keep_output(stage.norm1 if self.trunk else stage.ln_1, "ln_1", layer)
 
     def bare(self, dtype: str) -> Callable[[Tensor], Any]:
         import torch
@@ -82,6 +82,8 @@ class OpenClipTower(Reference):
         if dtype != "float32" and self.trunk is None:
             library: Any = importlib.import_module("open_clip")
             library.convert_weights_to_lp(self.visual, getattr(torch, dtype))
+            if (pool := getattr(self.visual, "attn_pool", None)) is not None:  # left in float32
+                pool.query.data = pool.query.data.to(getattr(torch, dtype))
         else:
             self.visual.to(getattr(torch, dtype))
         forward: Callable[[Tensor], Any] = self.visual
@@ -144,8 +146,8 @@ class OpenClipTower(Reference):
 
         if self.trunk is None:
             normed: Tensor = self.visual.ln_post(tokens)
-        elif hasattr(self.trunk, "blocks"):
-            normed = self.trunk.norm(tokens)
+        elif hasattr(self.trunk, "blocks"):  # the second of one that averages its tokens
+            normed = self.trunk.fc_norm(self.trunk.norm(tokens))
         else:  # ConvNeXt's, over channels
             norm = self.trunk.head.norm
             normed = torch.layer_norm(tokens, tokens.shape[-1:], norm.weight, norm.bias, norm.eps)
@@ -171,7 +173,7 @@ class OpenClipTower(Reference):
     def _head(self, rows: Tensor) -> Tensor:
         normed = self._normed(rows)
         if self.trunk is not None and hasattr(self.trunk, "blocks"):
-            normed = self.trunk.head(self.trunk.fc_norm(normed))
+            normed = self.trunk.head(normed)
         own = self.trunk is None
         projected: Tensor = normed @ self.visual.proj if own else self.visual.head(normed)
         return projected
@@ -183,21 +185,39 @@ class OpenClipTower(Reference):
             value, out = self._attention_pool.v_proj, self._attention_pool.c_proj
             tokens = self._layer(self.depth - 1, "none")
             return linear(linear(tokens, value.weight, value.bias), out.weight, out.bias)
-        attention = self.stages[-1].attn
-        rows: Tensor = attention.out_proj(self._facet(self.depth - 1, "value"))
-        projected: Tensor = self._normed(rows) @ self.visual.proj
-        return projected
+        attention, value = self.stages[-1].attn, self._facet(self.depth - 1, "value")
+        if self.trunk is None:
+            return self._head(attention.out_proj(value))
+        return self._head(attention.proj(attention.norm(value)))  # EVA02's has a norm inside
 
     def _facet(self, layer: int, facet: Facet) -> Tensor:
+        import torch
         from torch.nn.functional import linear
 
-        attention = self.stages[layer].attn
-        every = linear(self._kept["ln_1", layer], attention.in_proj_weight, attention.in_proj_bias)
-        return every.chunk(3, dim=-1)[FACETS.index(facet)]
+        given, attention = self._kept["ln_1", layer], self.stages[layer].attn
+        if self.trunk is None:
+            weight, bias = attention.in_proj_weight, attention.in_proj_bias
+        elif attention.qkv is None:  # EVA02's are apart
+            part: Tensor = getattr(attention, f"{facet[0]}_proj")(given)
+            return part
+        else:
+            weight, bias = attention.qkv.weight, attention.qkv.bias
+        if getattr(attention, "q_bias", None) is not None:  # EVA's; keys have none
+            bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
+        return linear(given, weight, bias).chunk(3, dim=-1)[FACETS.index(facet)]
 
     def _pooled(self) -> Tensor:
-        image: Tensor = self._kept["image", 0]
-        return image
+        if self._attention_pool is None:
+            image = self._kept["image", 0]
+            pooled: Tensor = image[0] if isinstance(image, tuple) else image  # CoCa's has tokens
+            return pooled
+        table, grid = self._attention_pool.positional_embedding, self._grid(self.depth - 1)
+        side = math.isqrt(len(table) - 1)
+        native = table.data
+        table.data = transformers_positions(native, (side, side), grid, prefix=1)
+        pooled = self._attention_pool(self._kept["stage", self.depth - 1])
+        table.data = native
+        return pooled
 
 
 def _sides(size: int | tuple[int, int]) -> tuple[int, int]:

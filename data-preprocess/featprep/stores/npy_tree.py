@@ -276,8 +276,8 @@ def _npz(arrays: Mapping[str, AnyArray]) -> Parts:
 def read_npz(path: str) -> dict[str, AnyArray]:
     """An .npz file's arrays. Raises ValueError if it is none or not whole."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as loaded:
+            return {name: loaded[name] for name in loaded.files}
     except (OSError, MemoryError):
         raise
     except Exception as error:  # as for .npy

@@ -1,0 +1,56 @@
+"""Position embeddings for another grid than the checkpoint's own. Knows no architecture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Grid = tuple[int, int]
+_KEPT = 8  # --resize keep meets any number of grids, of up to 64 MB each
+
+
+class PositionCache:
+    """What `make(grid)` gave for the grids met last."""
+
+    def __init__(self, make: Callable[[Grid], Tensor]) -> None:
+        self._make = make
+        self.grids: dict[Grid, Tensor] = {}
+
+    def at(self, grid: Grid) -> Tensor:
+        if grid not in self.grids:
+            if len(self.grids) == _KEPT:
+                self.grids.pop(next(iter(self.grids)))
+            self.grids[grid] = self._make(grid)
+        return self.grids[grid]
+
+
+def of_square(positions: Tensor, grid: Grid) -> Tensor:
+    """`resample` of (1 + side², C), as clip has them."""
+    side = math.isqrt(len(positions) - 1)
+    return resample(positions, (side, side), grid)
+
+
+def resample(positions: Tensor, native: Grid, grid: Grid, *, antialias: bool = False) -> Tensor:
+    """([1,] P + native cells, C) → ([1,] P + cells of grid, C), the P prefix rows as they are.
+
+    Bicubic, align_corners=False. Without antialiasing it is interpolate_pos_encoding of
+    transformers' models/{clip,siglip,vit}; with it, what open_clip and timm do. torchvision's
+    interpolate_embeddings aligns corners, and openai/CLIP has none.
+    """
+    import torch
+    from torch.nn.functional import interpolate
+
+    if grid == native:
+        return positions
+    prefix = positions.shape[-2] - math.prod(native)
+    kept, cells = positions[..., :prefix, :], positions[..., prefix:, :]
+    square = cells.mT.reshape(1, -1, *native).float()
+    resampled = interpolate(
+        square, size=grid, mode="bicubic", align_corners=False, antialias=antialias
+    )
+    rows = resampled.flatten(2).mT.to(positions.dtype)
+    return torch.cat((kept, rows.reshape(*cells.shape[:-2], -1, cells.shape[-1])), dim=-2)
