@@ -10,6 +10,7 @@ from typing import Any
 
 import fakes
 import numpy as np
+import open_clip_towers
 import pytest
 import torch
 import transformers
@@ -28,7 +29,13 @@ from featprep.encoders import (
 from featprep.encoders.base import ModelName, Want
 from featprep.encoders.hf_config import MODEL_TYPES
 from featprep.encoders.hf_known import kind_of
-from featprep.encoders.tiny import TINY, write_folder, write_random, write_tiny
+from featprep.encoders.tiny import (
+    TINY,
+    write_folder,
+    write_openclip,
+    write_random,
+    write_tiny,
+)
 from featprep.overhead import measure_overhead
 from featprep.published import Published
 from featprep.records import AnyArray, FeatureMaps, UInt8
@@ -37,16 +44,20 @@ from featprep.references.base import normalised
 from PIL import Image
 from test_huggingface import SMALL
 
-# Of hf:, one of every kind of module; test_huggingface has the others.
-KINDS = ["dinov2", "registers", "dinov3", "dinov3 convnext", "clip", "siglip", "blip", "vit"]
+# One of every kind of module that is asked in its own way.
+KINDS = ["dinov2", "registers", "dinov3 convnext", "clip", "siglip", "blip", "vit"]
+TOWERS = [f"openclip:small/{kind}" for kind in ("coca", "resnet", "siglip", "eva02")]
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelName]:
-    """clip:'s tiny, and small ones of hf:, with weights on disk."""
+    """clip:'s tiny, and small ones of hf: and openclip:, with weights on disk."""
     root = tmp_path_factory.mktemp("models")
     paths = {kind: write_folder(SMALL[kind], root / kind) for kind in KINDS}
     names = {kind: ModelName("hf", kind, str(path)) for kind, path in paths.items()}
+    for tower in TOWERS:
+        path = write_openclip(open_clip_towers.TOWERS[tower], root / tower)
+        names[tower] = ModelName("openclip", tower.partition(":")[2], str(path))
     return {**names, "openai": ModelName("clip", "tiny", str(write_tiny("clip", root / "openai")))}
 
 
@@ -157,8 +168,8 @@ def test_all_is_one_model_of_every_architecture_there_is() -> None:
 # --- what it finds
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_feature_equals_transformers(kind: str, models: dict[str, ModelName]) -> None:
+@pytest.mark.parametrize("kind", [*KINDS, *TOWERS])
+def test_every_kind_of_feature_equals_upstreams(kind: str, models: dict[str, ModelName]) -> None:
     check(certify.certify(models[kind]))
 
 
@@ -249,6 +260,20 @@ def test_reduced_precision_allows_a_cosine_of_999_thousandths() -> None:
         (verdict,) = certify.compare(case, maps(ours), maps(reference))
         assert verdict.is_within == is_within
         assert verdict.difference.cosine == pytest.approx((1 - sine**2) ** 0.5)
+
+
+def test_of_an_unstable_network_four_times_what_rounding_its_weights_does_is_allowed(
+    models: dict[str, ModelName], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certify, "LEAST_COSINE", 1 - 1e-9)
+    case = Case(48, 96, want=Want(prefix=True), compute="bfloat16")
+    first, second = certify.certify(models["dinov2"], [case])
+    for verdict in (first, second):
+        assert 1e-6 < verdict.movement < 1e-3
+        assert verdict.share == (1 - verdict.difference.cosine) / (4 * verdict.movement)
+    assert first.movement != second.movement
+    exact = Case(48, 96, want=Want(prefix=True))
+    assert {verdict.movement for verdict in certify.certify(models["dinov2"], [exact])} == {0.0}
 
 
 def test_the_worst_cells_count_apart_from_the_whole_map() -> None:
@@ -385,7 +410,8 @@ def test_the_table_has_a_line_a_model_and_the_json_every_comparison(
     assert {"value 42×84 bf16", "pooled 224×224", "query@0 70×42", "order 70×42"} <= whats
     row = read["models"][0]["comparisons"][0]
     assert row.keys() == {
-        "what", "batch", "rule", "within", "max_abs", "rms", "relative", "cosine", "low_cosine",
+        "what", "batch", "rule", "within", "movement", "max_abs", "rms", "relative", "cosine",
+        "low_cosine",
     }  # fmt: skip
 
 

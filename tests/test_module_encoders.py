@@ -400,7 +400,7 @@ def test_timms_hub_cache_is_used_and_what_is_missing_named(
     name = ModelName("timm", "test_vit.r160_in1k")
     files = "model.safetensors (or pytorch_model.bin)"
     assert refused(lambda: load(name)) == (
-        f"timm:test_vit.r160_in1k: {tmp_path} lacks config.json and {files} of "
+        f"timm:test_vit.r160_in1k: {tmp_path} holds nothing of "
         "timm/test_vit.r160_in1k and HF_HUB_OFFLINE closes downloads; unset it, or put config.json "
         f"and {files} of timm/test_vit.r160_in1k into a folder and give --model "
         "timm:test_vit.r160_in1k=FOLDER (featprep fetch timm:test_vit.r160_in1k --to DIR, where "
@@ -514,6 +514,17 @@ def test_torchvisions_widths_depths_and_patches_are_those_of_the_table(name: str
         assert spec.depth == len(model.features) - 1  # the stem is no stage
     else:
         assert spec.depth == 4
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if KNOWN[name].stages])
+def test_torchvisions_stages_are_those_of_the_table(name: str) -> None:
+    spec, layers = KNOWN[name], tuple(range(KNOWN[name].depth))
+    with torch.device("meta"):
+        network = make_network(models.get_model(name, weights=None).eval())
+    maps = outline(network, 64, 64, Ask(layers)).maps
+    assert [(64 // item.shape[2], item.shape[1]) for _, item in sorted(maps.items())] == [
+        (stage.stride, stage.channels) for stage in spec.stages
+    ]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from fakes import DEEP, SPEC, FakeEncoder
 from featprep import decoding
 from featprep.config import make_config, parse_value
-from featprep.errors import UsageError
+from featprep.errors import InputError, UsageError
 from featprep.ledger import Ledger, LedgerOptions, RunIdentity
 from featprep.naming import folder_of_encoder
 from test_encode_run import Bench, bench  # noqa: F401 (a fixture)
@@ -75,6 +75,12 @@ def test_each_encoder_writes_what_it_would_write_alone_and_images_are_decoded_on
     assert two.load("hf_tiny/b_mask.npy").shape == (2, 2)
     with featprep.open(two.output / "hf_tiny") as run:
         assert list(run) == ["b", "sub/a"]
+    with pytest.raises(InputError) as error:
+        featprep.open(two.output)
+    assert str(error.value) == (
+        f"{two.output}: no featprep run here (no .featprep/run.json in it); give one encoder's "
+        "folder in it: clip_tiny, hf_tiny"
+    )
 
 
 def test_what_is_done_for_one_is_decoded_for_the_other_alone(two: Bench) -> None:
@@ -121,6 +127,8 @@ def test_an_image_that_does_not_decode_fails_in_each_and_the_code_is_three(two: 
         assert f"done     {folder}: 1 encoded, 0 skipped, 1 failed: {failures}\n" in two.said
     figures = json.loads((two.root / "figures.json").read_text())
     assert (figures["images"], figures["encoded"], figures["failed"]) == (2, 2, 2)
+    assert figures["results_per_s"] > 0
+    assert " results/s; busy: " in two.said
     assert figures["encoders"]["hf_tiny"] == {
         "encoder": "fake:coarse", "images": 2, "encoded": 1, "skipped": 0, "failed": 1,
         "batch_size": 4, "size": [32, 32],
@@ -236,6 +244,11 @@ def test_the_plan_has_lines_for_each_and_a_sum(two: Bench) -> None:
         (
             "clip:tiny,clip:tiny",
             "--model clip:tiny,clip:tiny: two of them would write to the folder clip_tiny; name "
+            "each once",
+        ),
+        (
+            "clip:tiny,hf:a/b,hf:A/b",
+            "--model clip:tiny,hf:a/b,hf:A/b: two of them would write to the folder hf_a_b; name "
             "each once",
         ),
         ("clip:tiny,", "--model is empty: give a name, FAMILY:NAME, a local folder or file, or "

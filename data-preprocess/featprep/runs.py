@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from featprep.errors import InputError
 from featprep.journal import LineIndex
 from featprep.ledger import folder_of, read_run
+from featprep.naming import RESERVED, printable
 from featprep.records import AnyArray
 from featprep.resolve import has_vectors, layers_of
 from featprep.stores.npy_tree import NpyTreeStore
@@ -52,7 +54,8 @@ class Run(Mapping[str, StoredResult]):
         self.path = os.fspath(path)
         run = read_run(self.path)
         if run is None:
-            raise InputError(f"{self.path}: no featprep run here (no .featprep/run.json in it)")
+            missing = f"no featprep run here (no .featprep/run.json in it){_below(self.path)}"
+            raise InputError(f"{self.path}: {missing}")
         self.fingerprint: dict[str, Any] = run["fingerprint"]
         self.input: str = run.get("input", "")
         self.layers = layers_of(self.fingerprint)
@@ -87,6 +90,12 @@ class Run(Mapping[str, StoredResult]):
 
     def __exit__(self, *_: object) -> None:
         """Nothing to close: each array holds its own mapping."""
+
+
+def _below(path: str) -> str:
+    """The way on from the output of several encoders."""
+    runs = sorted(run.parent.name for run in Path(path).glob(f"*/{RESERVED}"))
+    return f"; give one encoder's folder in it: {', '.join(map(printable, runs))}" if runs else ""
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:

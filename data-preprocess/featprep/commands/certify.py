@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from featprep.commands import certify_table as table
 from featprep.commands.certify_table import Certificate
 from featprep.commands.flags import Parser
-from featprep.encoders import FAMILIES, describe, list_encoders, resolve
+from featprep.encoders import FAMILIES, list_encoders, resolve
 from featprep.encoders.base import ModelName
 from featprep.errors import FeatprepError, InputError, UsageError
 from featprep.naming import printable
@@ -107,7 +107,7 @@ def _names(flags: argparse.Namespace) -> list[ModelName]:
             values = list({_architecture(name): name for name in reversed(values)}.values())[::-1]
     elif flags.all:
         values = [f"{family}:{id}" for family, ids in EXAMPLES.items() for id in ids]
-    tiny = [name for name in list_encoders() if name.endswith(":tiny")]
+    tiny = [f"{family}:tiny" for family in FAMILIES]
     every = [name for value in values for name in (tiny if value == "tiny" else [value])]
     names = [resolve(value, "any") for value in every]
     for name in names if flags.random else ():
@@ -134,12 +134,12 @@ def _architecture(name: str) -> str:
 def _certify(name: ModelName, flags: argparse.Namespace) -> Iterator[Certificate]:
     """One comparison after the other; what was written for it is gone when it is done."""
     from featprep import certify
-    from featprep.references.conversions import families_of
+    from featprep.references.conversions import conversions_of
 
     with _weights(name, flags.random, flags.layers) as local:
         yield _tried(name.typed, lambda: certify.certify(local))
-        if flags.across and name.family == "clip":
-            for family in families_of(describe(name)):
+        if flags.across:
+            for family in conversions_of(local):
                 yield _tried(
                     f"{name.typed} as {family}:",
                     lambda family=family: certify.certify_conversion(local, family),  # type: ignore[misc]
@@ -191,10 +191,7 @@ def _weights(name: ModelName, is_random: bool, layers: int | None) -> Iterator[M
             path = write_tiny(name.family, target)
         else:
             path = write_random(str(name), target, layers)
-        # A state dict of torchvision's says its architecture by its name alone.
-        yield ModelName(
-            name.family, name.id if name.family == "torchvision" else "random", str(path)
-        )
+        yield ModelName(name.family, "random", str(path))
 
 
 def _measure(names: Sequence[ModelName], flags: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _WIDEST = 40  # of a longer name, the middle is left out; --json has it whole
 _COLUMNS = 100
 _SHOWN = 5  # comparisons outside tolerance, without --verbose
-_LINE = "{:<4} {:<{width}} {:>8} {:>7} {:>7} {:>8}  {}"
+_LINE = "{:<4} {:<{width}} {:>8} {:<8} {:>7} {:>8}  {}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def print_row(done: Certificate, width: int, is_verbose: bool) -> None:
     own = [item.difference.max_abs for item in done.verdicts if item.rule == "equal"]
     cells = (
         f"{max(near):.1e}" if near else "",
-        _cosine(item.cosine for item in far),
+        _cosine(item.cosine for item in far) + "*" * _is_unstable(done),
         _cosine(item.low_cosine for item in far),
         ("same" if max(own) == 0 else f"{max(own):.1e}") if own else "",
     )
@@ -63,6 +63,10 @@ def print_row(done: Certificate, width: int, is_verbose: bool) -> None:
     broken = [verdict for verdict in done.verdicts if not verdict.is_within]
     for verdict in done.verdicts if is_verbose else broken[:_SHOWN]:
         print(_cut(_comparison(verdict)), flush=True)
+
+
+def _is_unstable(done: Certificate) -> bool:
+    return any(verdict.movement and verdict.is_within for verdict in done.verdicts)
 
 
 def _shortened(name: str, width: int) -> str:
@@ -102,6 +106,8 @@ def print_closing(done: Sequence[Certificate], seconds: float) -> None:
         f"{counts['ok']} of {len(done)} certified, {counts['FAIL']} failed{without}; {compared:,} "
         f"comparisons in {seconds:.0f} s, at most {_peak_gb():.1f} GB of memory"
     )
+    if any(map(_is_unstable, done)):
+        print("* upstream's own map moves as far when its weights alone are rounded to bfloat16")
 
 
 def _peak_gb() -> float:
@@ -138,6 +144,7 @@ def _as_json(done: Certificate) -> dict[str, Any]:
             "batch": verdict.case.batch,
             "rule": verdict.rule,
             "within": verdict.is_within,
+            "movement": verdict.movement,
             # JSON has no inf: what has no likeness at all has no figures
             **{
                 key: item if item < 1e300 else None

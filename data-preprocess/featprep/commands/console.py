@@ -46,14 +46,17 @@ def features_text(features: Features, mask: AnyArray | None) -> str:
 class Progress:
     """A bar on a terminal, a plain line every ten seconds elsewhere, nothing with --quiet."""
 
-    def __init__(self, total: int, done: int, *, quiet: bool, verbose: bool) -> None:
-        self.quiet, self.verbose = quiet, verbose
+    def __init__(
+        self, total: int, done: int, *, quiet: bool, verbose: bool, unit: str = "images"
+    ) -> None:
+        """`unit`: what is counted: images, or where each gives several, results."""
+        self.quiet, self.verbose, self.unit = quiet, verbose, unit
         self.count, self.total, self.failed, self.told = done, total, 0, 0
         self._began = self._last = time.monotonic()
         self._start = done
         self._bar = None
         if not quiet and sys.stderr.isatty():
-            self._bar = tqdm(total=total, initial=done, unit=" images", file=sys.stderr)
+            self._bar = tqdm(total=total, initial=done, unit=f" {unit}", file=sys.stderr)
 
     def on_replaced(self) -> None:
         """An image counted as done before is encoded again."""
@@ -73,7 +76,8 @@ class Progress:
         elif not self.quiet and time.monotonic() - self._last >= PLAIN_EVERY_S:
             self._last = time.monotonic()
             rate = (self.count - self._start) / (self._last - self._began)
-            say("progress", f"{self.count:,}/{self.total:,} images, {rate:,.1f} images/s, "
+            unit = self.unit
+            say("progress", f"{self.count:,}/{self.total:,} {unit}, {rate:,.1f} {unit}/s, "
                             f"{self.failed:,} failed")  # fmt: skip
 
 
@@ -135,8 +139,8 @@ def size_text(count: float) -> str:
     raise AssertionError
 
 
-def time_text(totals: Totals) -> str:
+def time_text(totals: Totals, unit: str = "images") -> str:
     done = totals.encoded + totals.failed
     rate = done / totals.wall_s if totals.wall_s else 0.0
     busy = "  ".join(f"{name} {share * 100:.0f} %" for name, share in totals.busy().items())
-    return f"{totals.wall_s:.1f} s, {rate:,.1f} images/s; busy: {busy}"
+    return f"{totals.wall_s:.1f} s, {rate:,.1f} {unit}/s; busy: {busy}"

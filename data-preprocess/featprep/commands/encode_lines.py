@@ -57,6 +57,11 @@ def introduce(config: EncodeConfig, parts: Sequence[Part]) -> None:
     say("input", _input_text(config, parts[0].census, middle))
 
 
+def unit_of(parts: Sequence[Part]) -> str:
+    """What is counted: an image gives a result for each encoder."""
+    return "results" if len(parts) > 1 else "images"
+
+
 def _left(part: Part) -> int:
     return part.census.images - (0 if part.config.overwrite else part.census.done)
 
@@ -137,7 +142,7 @@ def close(
     if len(parts) > 1:
         what = f"{totals.encoded:,} encoded, {skipped:,} skipped, {totals.failed:,} failed"
         say("in all", f"{what}, of {len(parts)} encoders")
-    say("time", time_text(totals))
+    say("time", time_text(totals, unit_of(parts)))
     if totals.stopped:
         say("", "the same command goes on from here")
     if config.summary:
@@ -162,7 +167,9 @@ def _write_summary(
         "ignored": dict(parts[0].census.ignored),
         "stopped": totals.stopped,
         "seconds": round(totals.wall_s, 3),
-        "images_per_s": round((totals.encoded + totals.failed) / max(totals.wall_s, 1e-9), 3),
+        f"{unit_of(parts)}_per_s": round(
+            (totals.encoded + totals.failed) / max(totals.wall_s, 1e-9), 3
+        ),
         "busy": {name: round(share, 4) for name, share in totals.busy().items()},
         "peak_memory_bytes": peak_memory(),
         **({"encoders": each} if each else {}),

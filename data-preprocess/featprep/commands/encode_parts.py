@@ -71,7 +71,8 @@ def _named(config: EncodeConfig, scope: str) -> list[tuple[EncodeConfig, ModelNa
             "YAML list, model: [A, B])"
         ) from error
     folders = [folder_of_encoder(str(name)) for name in names]
-    twice = [name for name, count in Counter(map(fold, folders)).items() if count > 1]
+    counts = Counter(map(fold, folders))
+    twice = [folder for folder in folders if counts[fold(folder)] > 1]
     if twice:
         raise UsageError(
             f"--model {printable(asked)}: two of them would write to the folder {twice[0]}; name "

@@ -62,7 +62,8 @@ class EncodeRun:
         images = sum(part.census.images for part in self.parts)
         done = 0 if self.config.overwrite else sum(part.census.done for part in self.parts)
         quiet, verbose = self.config.quiet, self.config.verbose
-        progress = Progress(images, done, quiet=quiet, verbose=verbose)
+        unit = lines.unit_of(self.parts)
+        progress = Progress(images, done, quiet=quiet, verbose=verbose, unit=unit)
         with self._signals(), ExitStack() as stack:
             for ledger in ledgers:  # every lock before any work
                 stack.enter_context(ledger.held())

@@ -162,10 +162,11 @@ def measure_unit(network: nn.Module, ask: Ask, patch: int, height: int, width: i
     base = height - height % patch
     try:
         floor = rows_at(base)
+        if rows_at(base + patch - 1) == floor:
+            return patch
         for unit in (unit for unit in range(1, patch) if patch % unit == 0):
             if rows_at(base + unit) > floor:
                 return unit
-        rows_at(base + patch)
     except Exception:  # an assert or a mismatch: what each architecture has
         return None
     return patch

@@ -201,15 +201,17 @@ def _with_parts(spec: EncoderSpec, model: Any, network: nn.Module) -> EncoderSpe
     stages = tuple(Stage(int(row["reduction"]), int(row["num_chs"])) for row in rows)
     whole = replace(spec, has_layers=True, stages=() if is_blocks else stages)
     norms: tuple[Norm, ...] = ("auto", "final", "none") if spec.final_norm else ("auto", "none")
+    is_pooled = None  # asked of the same pass where it can be
     if spec.final_norm and not _gives(network, spec, Ask((last,))):
         norms = ("auto", "final")  # SAM's norm is of another width
-    elif (is_blocks or _norms_last_alone(network, spec)) and _gives(network, whole, Ask(every)):
-        spec = whole
+    elif is_blocks or _norms_last_alone(network, spec):
+        is_pooled = _gives(network, whole, Ask(every, pooled=True)) or None
+        spec = whole if is_pooled or _gives(network, whole, Ask(every)) else spec
     return replace(
         spec,
         norms=norms,
         has_facets=is_blocks and spec.has_layers and _gives(network, spec, Ask(every, facet="key")),
-        pooled=_gives(network, spec, Ask((last,), pooled=True)),
+        pooled=is_pooled or _gives(network, spec, Ask((last,), pooled=True)),
     )
 
 

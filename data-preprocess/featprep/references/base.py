@@ -22,12 +22,14 @@ FACETS: tuple[Facet, ...] = ("query", "key", "value")
 
 
 class Reference(ABC):
-    """In float32 on the CPU. `patch`: stride of a cell of the last layer. `depth`: layers.
+    """In float32 on the CPU. `model`: upstream's own. `patch`: stride of a cell of the last layer.
+    `depth`: its layers.
 
     `_look` runs upstream once; the other methods tell what that pass gave, layers counted from 0,
     as (B, prefix + cells, C), the cells row by row.
     """
 
+    model: Any
     mean: Sequence[float]
     std: Sequence[float]
     patch: int
@@ -46,6 +48,13 @@ class Reference(ABC):
             self._size = (pixels.shape[-2], pixels.shape[-1])
             self._look(normalised(pixels, self.mean, self.std))
             return [self._answer(want) for want in wants]
+
+    def round_weights(self, dtype: str) -> None:
+        """To what this precision can hold; they stay float32, and so does what is computed."""
+        import torch
+
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.to(getattr(torch, dtype)).to(parameter.dtype)
 
     @abstractmethod
     def bare(self, dtype: str) -> Callable[[Tensor], Any]:

@@ -1,18 +1,17 @@
 """One set of weights in three libraries: OpenAI's CLIP as checkpoints of open_clip, transformers.
 
 The formulas are those of open_clip's load_openai_model and transformers' convert_clip_original_
-pytorch_to_hf. Vision towers alone: text towers are left out.
+pytorch_to_hf. Vision towers alone; of ResNets, which transformers has not, to open_clip.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featprep.encoders.base import EncoderSpec, ModelName
+from featprep.encoders.base import ModelName
 from featprep.references.openai_clip import MEAN, STD, load_model
 
 if TYPE_CHECKING:
@@ -105,9 +104,11 @@ CONVERSIONS: dict[str, Callable[[Mapping[str, Tensor], Path], Path]] = {
 }
 
 
-def families_of(spec: EncoderSpec | None) -> list[str]:
-    """The families that have such a tower: transformers has no ResNet of CLIP's."""
-    return [family for family in CONVERSIONS if family != "hf" or not (spec and spec.stages)]
+def conversions_of(name: ModelName) -> list[str]:
+    """The other families that can run these weights."""
+    if name.family != "clip":
+        return []
+    return ["openclip"] if _is_resnet(openai_state(name)) else list(CONVERSIONS)
 
 
 def openai_state(name: ModelName) -> dict[str, Tensor]:
@@ -116,9 +117,13 @@ def openai_state(name: ModelName) -> dict[str, Tensor]:
     return state
 
 
+def _is_resnet(state: Mapping[str, Tensor]) -> bool:
+    return "visual.layer1.0.conv1.weight" in state
+
+
 def _visual(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
-        key.removeprefix("visual."): item.float() if item.is_floating_point() else item
+        key.removeprefix("visual."): item.float()
         for key, item in state.items()
         if key.startswith("visual.")
     }
@@ -126,7 +131,7 @@ def _visual(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _shape(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """As open_clip's vision_cfg has it, and embed_dim."""
-    if "visual.proj" not in state:
+    if _is_resnet(state):
         return _resnet_shape(state)
     conv, positions = state["visual.conv1.weight"], state["visual.positional_embedding"]
     patch = conv.shape[-1]
@@ -142,14 +147,14 @@ def _shape(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _resnet_shape(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    blocks = {
-        tuple(key.split(".")[1:3]) for key in state if key.startswith("visual.layer")
-    }  # (layer1, 0) …
+    positions, out = state["visual.attnpool.positional_embedding"], "visual.attnpool.c_proj.weight"
+    blocks = {tuple(key.split(".")[1:3]) for key in state if key.startswith("visual.layer")}
     return {
-        "image_size": 32 * math.isqrt(len(state["visual.attnpool.positional_embedding"]) - 1),
-        "width": state["visual.layer1.0.conv1.weight"].shape[0],
-        "layers": [sum(stage == f"layer{n}" for stage, _ in blocks) for n in (1, 2, 3, 4)],
-        "embed_dim": state["visual.attnpool.c_proj.weight"].shape[0],
+        "image_size": 32 * round((len(positions) - 1) ** 0.5),
+        "width": positions.shape[1] // 32,
+        "head_width": 64,
+        "layers": [sum(stage == f"layer{n}" for stage, _ in blocks) for n in range(1, 5)],
+        "embed_dim": state[out].shape[0],
     }
 
 

@@ -1,7 +1,8 @@
 """open_clip's create_model and encode_image, and hooks on its blocks or stages.
 
 Positions off the native size are transformers' where asked, else what open_clip (resize_pos_embed)
-and timm (set_input_size) make of them. `value` is F3RM's formula.
+and timm (set_input_size) make of them. `value` is F3RM's formula; of timm's attentions, what they
+give if every token attends to itself alone.
 """
 
 from __future__ import annotations
@@ -55,16 +56,12 @@ class OpenClipTower(Reference):
     """`trunk`: timm's module inside, or None where the tower is open_clip's own."""
 
     def __init__(self, model: Any, said: dict[str, Any], pos_embed: PosEmbed) -> None:
-        from torch import nn
-
         super().__init__()
         self.model, self.visual = model, model.visual
         self.trunk = getattr(self.visual, "trunk", None)
         self.mean, self.std = said["mean"], said["std"]
         self._pos_embed = pos_embed
         self._attention_pool = getattr(self.visual, "attnpool", None)
-        if self._attention_pool is not None:  # made for one size
-            self.visual.attnpool = nn.Identity()
         self.stages = _stages(self.visual)
         self.depth = len(self.stages)
         self.patch = self._stride(self.depth - 1)
@@ -77,8 +74,12 @@ class OpenClipTower(Reference):
                 self._keep_output(stage.norm1 if self.trunk else stage.ln_1, "ln_1", layer)
 
     def bare(self, dtype: str) -> Callable[[Tensor], Any]:
+        """The tower; a ResNet up to its attention pooling, which a map does without."""
         import torch
+        from torch import nn
 
+        if self._attention_pool is not None:
+            self.visual.attnpool = nn.Identity()
         if dtype != "float32" and self.trunk is None:
             library: Any = importlib.import_module("open_clip")
             library.convert_weights_to_lp(self.visual, getattr(torch, dtype))
@@ -101,11 +102,14 @@ class OpenClipTower(Reference):
 
     def _look(self, pixels: Tensor) -> None:
         self._place_positions()
-        self._kept["image", 0] = self.model.encode_image(pixels)
+        image = self.model.encode_image(pixels)
+        self._kept["image", 0] = image[0] if isinstance(image, tuple) else image  # CoCa's
 
     def _owner(self) -> tuple[Any, str]:
         """Where the table of positions is."""
-        return (self.trunk, "pos_embed") if self.trunk else (self.visual, "positional_embedding")
+        if self.trunk is not None:
+            return self.trunk, "pos_embed"
+        return self._attention_pool or self.visual, "positional_embedding"
 
     def _place_positions(self) -> None:
         """For hub: timm's set_input_size resamples by itself, from the native size."""
@@ -121,7 +125,8 @@ class OpenClipTower(Reference):
     def _resampled(self, table: Tensor) -> Tensor:
         side = math.isqrt(table.shape[-2])
         prefix = table.shape[-2] - side**2
-        if self._pos_embed == "transformers":
+        # open_clip has no way to resample those of a ResNet's attention pooling
+        if self._pos_embed == "transformers" or self._attention_pool is not None:
             return transformers_positions(table, (side, side), self._grid(self.depth - 1), prefix)
         state = {"visual.positional_embedding": table}
         grid = self._grid(self.depth - 1)
@@ -132,10 +137,12 @@ class OpenClipTower(Reference):
 
     def _layer(self, layer: int, norm: Norm) -> Tensor:
         out: Tensor = self._kept["stage", layer]
-        tokens = out.flatten(2).mT if out.ndim == 4 else out
+        if out.ndim == 4:
+            is_last = getattr(self.trunk, "output_fmt", "NCHW") == "NHWC"
+            out = out.flatten(1, 2) if is_last else out.flatten(2).mT
         if norm == "final" or (norm == "auto" and layer == self.depth - 1 and self._attends()):
-            return self._normed(tokens)
-        return tokens
+            return self._normed(out)
+        return out
 
     def _attends(self) -> bool:
         """Whether the head attends over normed tokens (SigLIP, PE): then they are the map."""
@@ -207,17 +214,8 @@ class OpenClipTower(Reference):
         return linear(given, weight, bias).chunk(3, dim=-1)[FACETS.index(facet)]
 
     def _pooled(self) -> Tensor:
-        if self._attention_pool is None:
-            image = self._kept["image", 0]
-            pooled: Tensor = image[0] if isinstance(image, tuple) else image  # CoCa's has tokens
-            return pooled
-        table, grid = self._attention_pool.positional_embedding, self._grid(self.depth - 1)
-        side = math.isqrt(len(table) - 1)
-        native = table.data
-        table.data = transformers_positions(native, (side, side), grid, prefix=1)
-        pooled = self._attention_pool(self._kept["stage", self.depth - 1])
-        table.data = native
-        return pooled
+        image: Tensor = self._kept["image", 0]
+        return image
 
 
 def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -225,8 +223,10 @@ def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _stages(visual: Any) -> list[Any]:
+    """timm's table of its features; open_clip's own blocks or stages."""
     if hasattr(visual, "trunk"):
-        return list(visual.trunk.blocks if hasattr(visual.trunk, "blocks") else visual.trunk.stages)
+        trunk = visual.trunk
+        return [trunk.get_submodule(row["module"]) for row in trunk.feature_info]
     if hasattr(visual, "layer4"):
         return [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
     return list(visual.transformer.resblocks)
