@@ -10,7 +10,6 @@ from typing import Any
 
 import fakes
 import numpy as np
-import open_clip_towers
 import pytest
 import torch
 import transformers
@@ -32,7 +31,6 @@ from featprep.encoders.hf_known import kind_of
 from featprep.encoders.tiny import (
     TINY,
     write_folder,
-    write_openclip,
     write_random,
     write_tiny,
 )
@@ -44,20 +42,16 @@ from featprep.references.base import normalised
 from PIL import Image
 from test_huggingface import SMALL
 
-# One of every kind of module that is asked in its own way.
+# One of every kind of module that is asked in its own way; test_openclip_taps has open_clip's.
 KINDS = ["dinov2", "registers", "dinov3 convnext", "clip", "siglip", "blip", "vit"]
-TOWERS = [f"openclip:small/{kind}" for kind in ("coca", "resnet", "siglip", "eva02")]
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelName]:
-    """clip:'s tiny, and small ones of hf: and openclip:, with weights on disk."""
+    """clip:'s tiny, and small ones of hf:, with weights on disk."""
     root = tmp_path_factory.mktemp("models")
     paths = {kind: write_folder(SMALL[kind], root / kind) for kind in KINDS}
     names = {kind: ModelName("hf", kind, str(path)) for kind, path in paths.items()}
-    for tower in TOWERS:
-        path = write_openclip(open_clip_towers.TOWERS[tower], root / tower)
-        names[tower] = ModelName("openclip", tower.partition(":")[2], str(path))
     return {**names, "openai": ModelName("clip", "tiny", str(write_tiny("clip", root / "openai")))}
 
 
@@ -168,7 +162,7 @@ def test_all_is_one_model_of_every_architecture_there_is() -> None:
 # --- what it finds
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *TOWERS])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_feature_equals_upstreams(kind: str, models: dict[str, ModelName]) -> None:
     check(certify.certify(models[kind]))
 

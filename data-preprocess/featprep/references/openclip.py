@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from featprep.encoders.base import Facet, ModelName, Norm, PosEmbed
 from featprep.references.base import FACETS, Reference, transformers_positions
@@ -195,7 +196,8 @@ class OpenClipTower(Reference):
         attention, value = self.stages[-1].attn, self._facet(self.depth - 1, "value")
         if self.trunk is None:
             return self._head(attention.out_proj(value))
-        return self._head(attention.proj(attention.norm(value)))  # EVA02's has a norm inside
+        with mock.patch("torch.nn.functional.scaled_dot_product_attention", _to_itself):
+            return self._head(attention(self._kept["ln_1", self.depth - 1]))
 
     def _facet(self, layer: int, facet: Facet) -> Tensor:
         import torch
@@ -216,6 +218,10 @@ class OpenClipTower(Reference):
     def _pooled(self) -> Tensor:
         image: Tensor = self._kept["image", 0]
         return image
+
+
+def _to_itself(_query: Tensor, _key: Tensor, value: Tensor, **_: Any) -> Tensor:
+    return value
 
 
 def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
