@@ -317,7 +317,25 @@ def test_a_lacking_tensor_is_an_error_unless_no_map_depends_on_it(
     torch.save({key: item for key, item in tensors.items() if key != needed}, file)
     holder = "the weights lack" if name.startswith("timm") else f"{file} lacks"
     assert refused(lambda: load(cut)) == (
-        f"{name}: {holder} {needed}, on which the map depends; get a whole copy of the checkpoint"
+        f"{name}: {holder} {needed}, on which what is wanted depends; get a whole copy of the "
+        "checkpoint"
+    )
+
+
+def test_what_only_the_pooled_vector_depends_on_may_lack_unless_it_is_wanted(
+    made: Made, tmp_path: Path
+) -> None:
+    local = made("timm:test_convnext")
+    tensors, file = load_file(Path(str(local.path)) / "model.safetensors"), tmp_path / "cut.pth"
+    torch.save(
+        {key: item for key, item in tensors.items() if not key.startswith("head.norm.")}, file
+    )
+    cut = replace(local, path=str(file))
+    assert load(cut).digest == load(local).digest
+    pooled = LoadOptions(want=Want(pooled=True))
+    assert refused(lambda: load_encoder(cut, pooled)) == (
+        "timm:test_convnext: the weights lack head.norm.bias, head.norm.weight, on which what is "
+        "wanted depends; get a whole copy of the checkpoint"
     )
 
 

@@ -112,8 +112,8 @@ def _build(
     if lacking:
         more_text = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
         raise WeightsError(
-            f"{name}: the weights lack {', '.join(lacking[:3])}{more_text}, on which the map "
-            "depends; get a whole copy of the checkpoint"
+            f"{name}: the weights lack {', '.join(lacking[:3])}{more_text}, on which what "
+            "is wanted depends; get a whole copy of the checkpoint"
         )
     rooms = {key.partition(".")[0] for key in plain}
     strange = sorted(key for key in report.unexpected_keys if key.partition(".")[0] in rooms)

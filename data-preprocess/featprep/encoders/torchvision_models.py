@@ -84,8 +84,8 @@ def _build(name: ModelName, spec: EncoderSpec, tensors: Mapping[str, Tensor], pa
     if lacking:
         more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
         raise WeightsError(
-            f"{name}: {path} lacks {', '.join(lacking[:3])}{more}, on which the map depends; get a "
-            "whole copy of the checkpoint"
+            f"{name}: {path} lacks {', '.join(lacking[:3])}{more}, on which what is "
+            "wanted depends; get a whole copy of the checkpoint"
         )
     try:
         model.load_state_dict(kept)
