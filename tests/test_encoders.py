@@ -85,6 +85,10 @@ HF_NAMES = (
 OPEN_CLIP_NAMES = (
     f"{', '.join(list(OPEN_CLIP)[:8])} … tiny (all {len(OPEN_CLIP) + 1}: featprep models openclip:)"
 )
+ANY_NAME = (
+    "FAMILY:NAME or FAMILY:NAME=PATH, FAMILY one of clip, hf, openclip, timm, torchvision (all "
+    f"{len(list_encoders())} names: featprep models)"
+)
 CLIP_ALLOWED = f"{CLIP_NAMES}, or clip:NAME=PATH, PATH a .pt file"
 OPEN_CLIP_ALLOWED = (
     f"{OPEN_CLIP_NAMES}, openclip:hf-hub:ORG/NAME of the hub, or openclip:NAME=PATH, PATH a "
@@ -237,10 +241,31 @@ def test_a_name_with_its_family_a_path_and_a_bare_name_are_told_apart(tmp_path: 
         (
             "vit-b/32",
             "any",
-            f"--model vit-b/32: no such encoder; allowed is FAMILY:NAME or FAMILY:NAME=PATH with "
-            f"clip: {CLIP_NAMES}; hf: {HF_NAMES}; openclip: {OPEN_CLIP_NAMES}; timm: {TIMM_NAMES}; "
-            f"torchvision: {TORCHVISION_NAMES}. Did you mean "
+            f"--model vit-b/32: no such encoder; allowed is {ANY_NAME}. Did you mean "
             "clip:ViT-B/32?",
+        ),
+        (
+            "/nowhere/at/all",
+            "any",
+            f"--model /nowhere/at/all: no such file or folder; allowed is {ANY_NAME}.",
+        ),
+        (
+            "/nowhere/at/all",
+            "clip",
+            "--model /nowhere/at/all: no such file or folder; allowed is "
+            f"{CLIP_ALLOWED}; {OPEN_CLIP_ALLOWED}.",
+        ),
+        (
+            "tiny",
+            "any",
+            "--model tiny: of which family? allowed is clip:tiny, hf:tiny, openclip:tiny, "
+            "timm:tiny",
+        ),
+        (
+            ".",
+            "any",
+            "--model .: a path needs its family and a name; allowed is FAMILY:NAME=PATH, such as "
+            "hf:mine=., FAMILY one of clip, hf, openclip, timm, torchvision",
         ),
         (
             "clip:x=/nowhere/at/all",

@@ -127,6 +127,7 @@ SCRIPTS = {
 ANY = Scope("any encoder", tuple(FAMILIES))
 OF_FAMILY = {name: Scope(f"{name}: encoders", (name,)) for name in FAMILIES}
 SCOPES = {**OF_FAMILY, **SCRIPTS, "any": ANY}
+_PATHS = ("/", "./", "../", "~")  # how a value begins that can be nothing but a path
 _SHOWN = 12  # names in a refusal; of a longer list, the first eight
 
 
@@ -245,13 +246,24 @@ def _elsewhere(value: str, taken: Scope) -> str:
 
 
 def _unknown(value: str, taken: Scope, id: str) -> str:
-    return f"--model {value}: no such encoder; allowed is {_allowed(taken)}.{_hint(id, taken)}"
+    if taken is ANY and value == "tiny":
+        names = [f"{family}:tiny" for family in FAMILIES if "tiny" in _ids(family)]
+        return f"--model tiny: of which family? allowed is {', '.join(names)}"
+    if taken is ANY and Path(value).exists():
+        return (
+            f"--model {value}: a path needs its family and a name; allowed is FAMILY:NAME=PATH, "
+            f"such as hf:mine={value}, FAMILY one of {', '.join(FAMILIES)}"
+        )
+    state = "no such file or folder" if value.startswith(_PATHS) else "no such encoder"
+    return f"--model {value}: {state}; allowed is {_allowed(taken)}.{_hint(id, taken)}"
 
 
 def _allowed(taken: Scope) -> str:
     if taken is ANY:
-        rows = "; ".join(f"{family}: {_names(family, taken)}" for family in taken.families)
-        return f"FAMILY:NAME or FAMILY:NAME=PATH with {rows}"
+        return (
+            f"FAMILY:NAME or FAMILY:NAME=PATH, FAMILY one of {', '.join(taken.families)} "
+            f"(all {len(list_encoders())} names: featprep models)"
+        )
     return "; ".join(_allowed_of(family, taken) for family in taken.families)
 
 
