@@ -2,7 +2,7 @@
 # Runs the tests, from any folder, in an environment that it makes if it must (_env.sh). Arguments
 # go to pytest; paths among them are relative to the project root.
 #
-#   scripts/test.sh
+#   scripts/test.sh                             all of them, two at a time
 #   scripts/test.sh tests/test_geometry.py -k crop -x
 #   FEATPREP_TEST_DATA=DIR scripts/test.sh      with the tests that need real images
 set -euo pipefail
@@ -15,4 +15,9 @@ if [[ -n ${FEATPREP_TEST_DATA:-} ]]; then
     export FEATPREP_TEST_DATA
 fi
 cd "$here/.."
+if [[ $# -eq 0 ]]; then
+    # Two processes of one thread each: torch's own threads would fight over the cores.
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    set -- -n 2
+fi
 exec "$PYTHON" -m pytest "$@"

@@ -328,7 +328,7 @@ def test_a_bad_yaml_file_is_refused_with_the_line_that_is_wrong(
     path = write(text)
     with pytest.raises(UsageError) as caught:
         read_yaml(path)
-    assert str(caught.value) == "--config " + message.format(path=path)
+    assert str(caught.value) == "--config " + message.format(path=shown(path))
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def test_yaml_tags_are_refused(
     with pytest.raises(UsageError) as caught:
         read_yaml(path)
     assert str(caught.value) == (
-        f"--config {path}, line 1: size wants a plain value, without tags or nesting"
+        f"--config {shown(path)}, line 1: size wants a plain value, without tags or nesting"
     )
     assert not (tmp_path / "pwned").exists()
 
@@ -415,7 +415,7 @@ def test_any_yaml_mapping_is_a_config_or_a_usage_error(
 def test_any_bytes_are_a_config_or_a_usage_error(text: bytes, write: Any) -> None:
     path = write(text)
     said = outcome(lambda: make_config(REQUIRED, path))
-    assert said is None or said.startswith((f"--config {path}", "--mask_dir", "--resize"))
+    assert said is None or said.startswith((f"--config {shown(path)}", "--mask_dir", "--resize"))
 
 
 def test_every_default_is_a_value_that_its_own_kind_accepts() -> None:
