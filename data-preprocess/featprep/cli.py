@@ -16,6 +16,7 @@ from featprep.settings import nearest
 COMMANDS = {
     "encode": ("featprep.commands.encode", "images → feature maps and masks"),
     "show": ("featprep.commands.show", "one result as a picture: image | mask | components"),
+    "vectorize": ("featprep.commands.vectorize", "images → one vector each, of several models too"),
     "models": ("featprep.commands.models", "the encoders there are"),
     "fetch": ("featprep.commands.fetch", "weights, for machines that will have no network"),
     "certify": ("featprep.commands.certify", "our maps against upstream's own modules"),
@@ -50,6 +51,15 @@ def main_encode(family: str, argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     prog = os.path.basename(sys.argv[0])
     return _guarded(lambda: encode.main(words, prog=prog, script=family))
+
+
+def main_vectorize(argv: Sequence[str] | None = None) -> int:
+    """The entry script image_vectorizer.py: `featprep vectorize`."""
+    from featprep.commands import vectorize
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    prog = os.path.basename(sys.argv[0])
+    return _guarded(lambda: vectorize.main(words, prog=prog))
 
 
 def _guarded(command: Callable[[], int]) -> int:
