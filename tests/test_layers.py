@@ -21,7 +21,9 @@ HOUSE = ROOT / "data-preprocess"
 # "encoders.*" are all modules of that folder; the first layer that names a module has it.
 # encoders.base is plain data and a protocol: what an encoder is, for those who never see one.
 LAYERS = {
-    "plain data": ["records", "config", "settings", "errors", "naming", "version", "encoders.base"],
+    "plain data": [
+        "records", "config", "settings", "errors", "naming", "version", "extras", "encoders.base",
+    ],
     "images": [
         "images", "image_kinds", "pixels", "deep_samples", "codec_state",
         "geometry", "masks", "pooling", "devices",
@@ -244,8 +246,9 @@ def test_a_plan_loads_nothing_heavy(tmp_path: Path) -> None:
         ["-m", "featprep", "encode"],
         [str(HOUSE / "encode_with_clip.py")],
         [str(HOUSE / "encode_with_dino.py")],
+        [str(HOUSE / "image_vectorizer.py")],
     ],
-    ids=["featprep", "featprep-encode", "encode_with_clip", "encode_with_dino"],
+    ids=["featprep", "featprep-encode", "encode_with_clip", "encode_with_dino", "vectorizer"],
 )
 def test_help_needs_the_standard_library_alone(command: list[str]) -> None:
     """-S: an interpreter that sees no installed package at all."""

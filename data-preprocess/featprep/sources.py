@@ -131,7 +131,9 @@ def _open_input(path: str, selection: Selection) -> tuple[str, Callable[[], Iter
     if os.path.isdir(path):
         return real, lambda: _walk(real, selection)
     if not os.path.exists(path):
-        raise InputError(f"{selection.flag} {printable(path)}: no such file or folder; check the path")
+        raise InputError(
+            f"{selection.flag} {printable(path)}: no such file or folder; check the path"
+        )
     folder, name = os.path.split(os.path.abspath(path))
     suffix = os.path.splitext(name)[1].lower()
     if not os.path.isfile(path) or suffix not in {".txt", *selection.suffixes}:

@@ -134,7 +134,9 @@ def _named(value: str) -> ModelName | str:
         return value
 
 
-def _ledger(job: VectorJob, fingerprint: dict[str, Any], root: str, about: dict[str, Any]) -> Ledger:
+def _ledger(
+    job: VectorJob, fingerprint: dict[str, Any], root: str, about: dict[str, Any]
+) -> Ledger:
     config, output = job.config, str(job.output)
     options = LedgerOptions(None, config.overwrite, config.moved, config.break_lock)
     rows = rows_path(output)
