@@ -270,7 +270,10 @@ def test_without_a_python_of_a_version_that_will_do_nothing_is_made(house: House
 
 @pytest.mark.parametrize(
     ("script", "needs", "command"),
-    [("test.sh", "run test", "[-m] [pytest]"), ("check.sh", "run check", "[-m] [ruff] [format]")],
+    [
+        ("test.sh", "run test vectors", "[-m] [pytest]"),
+        ("check.sh", "run check", "[-m] [ruff] [format]"),
+    ],
 )
 def test_each_script_asks_for_what_it_needs(
     house: House, script: str, needs: str, command: str
@@ -338,7 +341,7 @@ def optional() -> dict[str, list[str]]:
 
 def test_everything_is_what_is_needed_and_every_optional_part() -> None:
     lines = (ROOT / "requirements-all.txt").read_text().splitlines()
-    assert [line for line in lines if line and line[0] != "#"][0] == "-r requirements.txt"
+    assert next(line for line in lines if line and line[0] != "#") == "-r requirements.txt"
     listed = [Requirement(line) for lines in optional().values() for line in lines]
     assert list(requirements("requirements-all.txt").values()) == listed
 

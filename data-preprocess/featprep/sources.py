@@ -31,8 +31,8 @@ class Selection:
     """Which images, and what they would write.
 
     `outputs`: key → file names below the output. `folds`: the output's file system folds case.
-    `excluded`: real paths of folders to pass over (the mask folder). `flag`: what the user calls the
-    input.
+    `excluded`: real paths of folders to pass over (the mask folder). `flag`: what the user named
+    the input with.
     """
 
     suffixes: frozenset[str]

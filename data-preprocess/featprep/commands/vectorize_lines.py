@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from featprep import devices
 from featprep.commands.console import say, size_text, time_text
-from featprep.commands.vectorize import VectorJob
+from featprep.commands.vectorize_job import VectorJob
 from featprep.naming import printable
 from featprep.records import AnyArray
 from featprep.runner import Totals

@@ -6,13 +6,14 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from featprep import devices, encoders, images
+from featprep import devices, images
 from featprep.commands import vectorize_lines as lines
 from featprep.commands.console import Progress, Teller, say
 from featprep.commands.stopping import Stopping
-from featprep.commands.vectorize import VectorJob
+from featprep.commands.vectorize_job import VectorJob
 from featprep.config import EncodeConfig
 from featprep.decoding import DecodePool, prepare_job
 from featprep.encoders.base import ModelName
@@ -244,9 +245,7 @@ def _lanes(ensemble: Ensemble, recorder: VectorRecorder) -> Sequence[Lane]:
 
     return [
         Lane(
-            member.batch_encoder(
-                member.session.batch_size, lambda size, name=member.name: tell_halved(name, size)
-            ),
+            member.batch_encoder(member.session.batch_size, partial(tell_halved, member.name)),
             sink,
             Events(),
         )

@@ -30,7 +30,7 @@ class RowFile:
             with Path(self.path).open("ab", buffering=0) as file:
                 first = os.fstat(file.fileno()).st_size // self._bytes
                 file.truncate(first * self._bytes)  # a row that a kill cut short
-                write_all(file.fileno(), memoryview(rows).cast("B"))
+                write_all(file.fileno(), rows.tobytes())
         except OSError as error:
             raise output_error(self.path, error) from error
         return first, [digest_of(row) for row in rows]
@@ -55,4 +55,4 @@ class RowFile:
 
 
 def digest_of(row: AnyArray) -> str:
-    return xxhash.xxh3_128_hexdigest(memoryview(np.ascontiguousarray(row)).cast("B"))
+    return xxhash.xxh3_128_hexdigest(row.tobytes())

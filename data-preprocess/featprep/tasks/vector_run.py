@@ -79,7 +79,8 @@ class VectorRecorder:
         return False
 
     def _stands(self, line: Line) -> bool:
-        return digest_of(self.rows.read([line["row"]])[0]) == line["files"].get(ROWS)
+        recorded: str | None = line["files"].get(ROWS)
+        return digest_of(self.rows.read([line["row"]])[0]) == recorded
 
     def take(self, number: int, row: Row) -> None:
         image, features, notes = row

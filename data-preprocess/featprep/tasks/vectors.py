@@ -29,8 +29,8 @@ TASK = "image_vectorizer.py"
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One model of an ensemble. `name`: FAMILY:ID, as it was asked for. `kind`: pooled, cls or mean,
-    what its vector is. `dim`: values of it, learnt from a trial image of zeros."""
+    """One model of an ensemble. `name`: FAMILY:ID, as it was asked for. `kind`: what its vector is,
+    pooled, cls or mean. `dim`: values of it, learnt from a trial image of zeros."""
 
     name: str
     session: Session
@@ -56,10 +56,13 @@ def kind_of(spec: EncoderSpec) -> str:
 def vector_of(kind: str, features: Features) -> AnyArray:
     """(D,) float32."""
     if kind == "pooled":
-        return features.vectors["pooled"].astype(np.float32)
-    if kind == "cls":
-        return features.vectors["prefix"][0].astype(np.float32)
-    return features.map.mean(axis=(1, 2), dtype=np.float64).astype(np.float32)
+        vector = features.vectors["pooled"]
+    elif kind == "cls":
+        vector = features.vectors["prefix"][0]
+    else:
+        vector = features.map.mean(axis=(1, 2), dtype=np.float64)
+    single: AnyArray = vector.astype(np.float32)  # a copy, which keeps no batch alive
+    return single
 
 
 def join_member(name: str, session: Session) -> Member:
