@@ -22,9 +22,10 @@ from featprep.commands import vectorize_run
 from featprep.encoders import tiny
 from featprep.encoders.random_modules import write_timm, write_torchvision
 from featprep.errors import WeightsError
+from featprep.stores.row_file import RowFile
 from featprep.stores.vector_files import VectorFile
 from featprep.tasks.models import open_model
-from featprep.tasks.vectors import join_member, unit
+from featprep.tasks.vectors import count_gflop, join_member, unit
 from PIL import Image
 from test_encode_run import InlinePool
 
@@ -169,6 +170,17 @@ def test_models_load_one_by_one_with_their_sizes_and_costs(
     assert f"544 values of 2 models, normalize none; {resnet_gflop + tiny_gflop:.3g} GFLOP" in out
     assert re.search(r"^time    \d+ ms: read and decode \d+, encode \d+$", out, re.MULTILINE)
     assert "shape   (544,) float32" in out
+
+
+def test_the_cost_of_fused_attention_is_counted_too() -> None:
+    """torchvision's ViTs take torch's fast path, whose one operation the counter does not know."""
+    tokens, width = 10, 16
+    attention = torch.nn.MultiheadAttention(width, 2, batch_first=True).eval()
+    attention.requires_grad_(False)
+    x = torch.ones(1, tokens, width)
+    _, gflop = count_gflop(lambda: attention(x, x, x, need_weights=False))
+    flop = 2 * tokens * width * 4 * width + 4 * tokens**2 * width
+    assert gflop == pytest.approx(flop / 1e9)
 
 
 def test_of_one_image_the_vector_itself_is_printed(bench: Bench) -> None:
@@ -333,6 +345,15 @@ def test_the_same_command_encodes_only_what_is_new_changed_or_damaged(bench: Ben
     bench.decoded.clear()
     assert bench.run() == 0
     assert (bench.decoded, bench.table()["a"]) == (["a"], [10, 0, 40])
+
+
+def test_a_row_that_a_full_disk_cut_short_is_written_over(tmp_path: Path) -> None:
+    rows = RowFile(str(tmp_path / "rows"), 2, "float32")
+    rows.append(np.array([[1, 2]], np.float32))
+    with (tmp_path / "rows").open("ab") as file:
+        file.write(b"torn")
+    assert rows.append(np.array([[3, 4], [5, 6]], np.float32))[0] == 1
+    assert rows.read([2, 0, 1, 3]).tolist() == [[5, 6], [1, 2], [3, 4], [0, 0]]
 
 
 def test_an_image_that_breaks_later_loses_its_row(bench: Bench) -> None:

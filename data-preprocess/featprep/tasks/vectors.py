@@ -69,7 +69,7 @@ def join_member(name: str, session: Session) -> Member:
     """Try the model on one image of zeros: how long its vector is, and what it costs."""
     geometry, spec = session.resolved.geometry, session.encoder.spec
     pixels = np.zeros((1, 3, *(geometry.size or spec.native_size)), np.uint8)
-    maps, gflop = _counted(partial(session.encoder.encode, pixels, want_of(spec)))
+    maps, gflop = count_gflop(partial(session.encoder.encode, pixels, want_of(spec)))
     vectors = {"pooled": maps.pooled, "prefix": maps.prefix}
     row = Features(
         {layer: map_[0] for layer, map_ in maps.maps.items()},
@@ -79,7 +79,7 @@ def join_member(name: str, session: Session) -> Member:
     return Member(name, session, kind, len(vector_of(kind, row)), gflop)
 
 
-def _counted(forward: Callable[[], Any]) -> tuple[Any, float]:
+def count_gflop(forward: Callable[[], Any]) -> tuple[Any, float]:
     """What a forward pass gives, and the GFLOP of its matrix products and convolutions (a
     multiplication and an addition are two)."""
     import torch
