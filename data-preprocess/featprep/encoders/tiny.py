@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from featprep.encoders import (
     torchvision_catalogue,
     weights,
 )
-from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName
+from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName, TextEncoder
 from featprep.encoders.hf_config import spec_of
 from featprep.errors import UsageError
 
@@ -69,6 +69,17 @@ def load_tiny(name: ModelName, options: LoadOptions) -> Encoder:
     encoder.spec = TINY[name.family]
     encoder.origin = "made here"
     return encoder
+
+
+def load_tiny_text(
+    name: ModelName, options: LoadOptions, load: Callable[[ModelName, LoadOptions], TextEncoder]
+) -> TextEncoder:
+    """The text tower of the family's tiny encoder, by the family's own `load`."""
+    with tempfile.TemporaryDirectory(prefix="featprep-tiny-") as folder:
+        path = write_tiny(name.family, Path(folder))
+        tower = load(replace(name, path=str(path)), options)
+    tower.origin = "made here"
+    return tower
 
 
 def write_tiny(family: str, folder: Path) -> Path:
