@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import pytest
 import text_checkpoints
 import torch
 from featprep import encoders
+from featprep.encoders import openclip_text
 from featprep.encoders.base import LoadOptions, ModelName
 from featprep.encoders.openai_clip import import_clip
-from featprep.encoders.tiny import write_tiny
+from featprep.encoders.openclip import import_open_clip
+from featprep.encoders.openclip_cards import Card
+from featprep.encoders.tiny import write_openclip, write_tiny
 from featprep.errors import UsageError, WeightsError
 from safetensors.torch import load_file, save_file
 from text_checkpoints import KINDS
@@ -101,7 +105,96 @@ def test_clips_text_tower_equals_clip_itself(tmp_path: Path) -> None:
     assert (tower.bias, tower.context, tower.dim) == (None, 77, 32)
 
 
-@pytest.mark.parametrize("value", ["clip:tiny"])
+_TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+_HUBS = {**_TEXT, "vocab_size": 400, "hf_tokenizer_name": "org/name"}
+OPEN_CLIP = {
+    "own": {"text_cfg": _TEXT},
+    "siglip": {
+        "text_cfg": {
+            **_HUBS,
+            "tokenizer_kwargs": {"clean": "canonicalize"},
+            "no_causal_mask": True,
+            "proj_bias": True,
+            "pool_type": "last",
+        },
+        "custom_text": True,
+        "init_logit_bias": -10,
+    },
+    "coca": {
+        "text_cfg": {**_TEXT, "embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": {**_TEXT, "dim_head": 64},
+        "custom_text": True,
+    },
+    "roberta": {
+        "text_cfg": {**_HUBS, "hf_model_name": "org/roberta", "hf_pooler_type": "mean_pooler"}
+    },
+}
+
+
+@pytest.fixture
+def roberta(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that stands for org/roberta of the hub, for our code and for open_clip's."""
+    folder = tmp_path / "roberta"
+    text_checkpoints.write_roberta_config(folder)
+    fetch = openclip_text.hub.fetch
+
+    def fetched(name: ModelName, repo: str, choices: Any) -> Any:
+        own = ([folder / "config.json"], "here")
+        return own if repo == "org/roberta" else fetch(name, repo, choices)
+
+    monkeypatch.setattr(openclip_text.hub, "fetch", fetched)
+    return folder
+
+
+def open_clips_own(folder: Path, roberta: Path) -> Any:
+    """open_clip's whole model of a folder, loaded by itself."""
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    text = config["model_cfg"]["text_cfg"]
+    if "hf_model_name" in text:
+        text |= {"hf_model_name": str(roberta), "hf_model_pretrained": False}
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return import_open_clip().create_model(f"local-dir:{folder}").eval()
+
+
+def add_captions(folder: Path) -> None:
+    """CoCa's decoder, of captions, and the pooling of its image tower."""
+    file = folder / "open_clip_config.json"
+    config = json.loads(file.read_text())
+    more = {"attentional_pool": True, "attn_pooler_heads": 8, "output_tokens": True}
+    config["model_cfg"]["vision_cfg"] |= more
+    file.write_text(json.dumps(config))
+    settings = {key: item for key, item in config["model_cfg"].items() if key != "custom_text"}
+    own = import_open_clip().CoCa(**settings).state_dict()
+    held = load_file(folder / "open_clip_model.safetensors")
+    save_file(own | {key: item for key, item in held.items() if not key.startswith("visual.")},
+              folder / "open_clip_model.safetensors")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OPEN_CLIP)
+def test_open_clips_text_towers_equal_open_clip_itself(
+    kind: str, roberta: Path, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    vision = {"image_size": 64, "patch_size": 16, "width": 64, "head_width": 32, "layers": 1}
+    card = Card({"embed_dim": 24, "vision_cfg": vision, **OPEN_CLIP[kind]}, {}, kind == "own")
+    folder = write_openclip(card, tmp_path / "model", has_text=True)
+    if kind == "coca":
+        add_captions(folder)
+    for file in folders["blip"].glob("token*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    tower = load(f"openclip:test={folder}")
+    ours = tower.encode_text(TEXTS)
+    model = open_clips_own(folder, roberta)
+    tokens = import_open_clip().get_tokenizer(f"local-dir:{folder}")(TEXTS)
+    with torch.inference_mode():
+        theirs = model.encode_text(tokens, normalize=False).numpy()
+    assert np.abs(theirs[0] - theirs[1]).max() > 0.01
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert tower.scale == pytest.approx(model.logit_scale.exp().item())
+    assert (tower.bias is not None) == (kind == "siglip")
+    assert tower.too_long(TEXTS) == TEXTS[3:]
+
+
+@pytest.mark.parametrize("value", ["clip:tiny", "openclip:tiny"])
 def test_tiny_has_a_text_tower(value: str) -> None:
     tower = load(value)
     vectors = tower.encode_text(["a cat", "a dog"])

@@ -52,6 +52,12 @@ def write(kind: str, folder: Path) -> Path:
     return folder
 
 
+def write_roberta_config(folder: Path) -> None:
+    """config.json of a text model of transformers', as open_clip's towers name one."""
+    text = {**TEXT, "vocab_size": 400, "max_position_embeddings": 40, "pad_token_id": 0}
+    library.RobertaConfig(**text).save_pretrained(folder)
+
+
 def whole(kind: str, folder: Path) -> Any:
     with quiet_transformers():
         return _class(kind).from_pretrained(folder).eval()

@@ -20,6 +20,7 @@ from featprep.encoders import (
     openai_clip_cards,
     openai_clip_text,
     openclip,
+    openclip_text,
     text_tower,
     timm_catalogue,
     timm_models,
@@ -92,6 +93,7 @@ FAMILIES = {
         open_ids=True,
         hub_prefix="hf-hub:",
         package="open_clip_torch",
+        load_text=openclip_text.load,
     ),
     "timm": Family(
         timm_catalogue.KNOWN,
