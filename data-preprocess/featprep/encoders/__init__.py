@@ -94,6 +94,7 @@ FAMILIES = {
         hub_prefix="hf-hub:",
         package="open_clip_torch",
         load_text=openclip_text.load,
+        find_text=openclip_text.find,
     ),
     "timm": Family(
         timm_catalogue.KNOWN,

@@ -105,17 +105,16 @@ def tokenizer(name: ModelName, repo: str) -> list[Path]:
         return there
     from huggingface_hub import constants
 
-    way_out = downloads.carry_over(name)
     if downloads.is_offline():
         raise WeightsError(
             f"{name}: {constants.HF_HUB_CACHE} lacks the tokenizer of {repo}, which texts need, "
-            f"and HF_HUB_OFFLINE closes downloads; unset it ({way_out})"
+            f"and HF_HUB_OFFLINE closes downloads; unset it, and featprep fetch {name} brings it"
         )
     try:
         with downloads.quiet():
             return _download_tokenizer(repo)
     except Exception as error:  # the hub's, its HTTP library's and the disk's
-        raise WeightsError(f"{name}: {_reason(error, repo)} ({way_out})") from error
+        raise WeightsError(f"{name}: {_reason(error, repo)}") from error
 
 
 def _download_tokenizer(repo: str) -> list[Path]:

@@ -13,6 +13,7 @@ from featprep.encoders import digests, hf_building, hub, openclip, weights
 from featprep.encoders.base import LoadOptions, ModelName
 from featprep.encoders.openclip_cards import CONFIG, Card, card_of
 from featprep.encoders.text_tower import Parts, TextTower, Tokens, scalar
+from featprep.encoders.weights import Found
 from featprep.errors import UsageError, WeightsError
 
 if TYPE_CHECKING:
@@ -65,16 +66,30 @@ def blank(name: ModelName, card: Card) -> dict[str, Tensor]:
     return dict(_texts_own(_outline(openclip.import_open_clip(), plan).state_dict()))
 
 
-def find_tokenizer(name: ModelName) -> list[Path]:
-    """The files of a tokenizer that lies on the hub, fetched where they must be; [] if open_clip
-    brings its own."""
+def find(name: ModelName) -> Found:
+    """Its files with the tokenizer's, where that lies on the hub; what transformers' encoders need
+    of it comes into the hub's cache."""
+    found = openclip.find(name)
+    card = card_of(name, found.path if openclip.is_folder(name) else None)
+    if not card.config.get("text_cfg"):
+        return found
+    text = _text_config(name, card)
+    if text.get("hf_model_name"):
+        hub.fetch(name, text["hf_model_name"], [(weights.CONFIG,)])
+    others = _tokenizer_files(name, text)
+    if not openclip.is_folder(name):  # one file, beside which a folder of them has no place
+        return found
+    return Found(found.path, found.weights, found.origin, (*found.others, *others), found.sha256)
+
+
+def _tokenizer_files(name: ModelName, text: Mapping[str, Any]) -> list[Path]:
+    """Fetched where they must be; [] if open_clip brings its own."""
+    repo = text.get("hf_tokenizer_name")
+    if not repo:
+        return []
     if name.path is not None and openclip.is_folder(name):
-        folder = Path(name.path)
-        is_hubs = _text_config(name, card_of(name, folder)).get("hf_tokenizer_name")
-        return hub.local_tokenizer(name, folder) if is_hubs else []
-    folder_card = openclip.find(name).path if openclip.is_folder(name) else None
-    repo = _text_config(name, card_of(name, folder_card)).get("hf_tokenizer_name")
-    return hub.tokenizer(name, repo) if repo else []
+        return hub.local_tokenizer(name, Path(name.path))
+    return hub.tokenizer(name, repo)
 
 
 def _text_config(name: ModelName, card: Card) -> dict[str, Any]:
@@ -210,7 +225,7 @@ def _embed(model: Any, tokens: Tokens) -> Tensor:
 
 def _tokenizer(open_clip: Any, name: ModelName, text: Mapping[str, Any]) -> Any:
     """open_clip.get_tokenizer. Its own lies in its package; others are in the cache by now."""
-    find_tokenizer(name)
+    _tokenizer_files(name, text)
     is_hubs = bool(text.get("hf_tokenizer_name"))
     more = {"local_files_only": True, "trust_remote_code": False} if is_hubs else {}
     source = name.id if name.path is None else f"local-dir:{name.path}"
