@@ -26,6 +26,7 @@ VISION = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "image_size": 64,
+    "initializer_range": 0.05,
     "patch_size": 16,
 }
 TEXT = {**VISION, "num_hidden_layers": 1}
@@ -120,7 +121,7 @@ def _altclip(folder: Path) -> tuple[Any, Any, Any]:
         "type_vocab_size": 1,
     }
     config = library.AltCLIPConfig(text_config=text, vision_config=VISION, projection_dim=24)
-    return config, hf_known.altclip(16, 32, 2, 24)[1], tokenizer
+    return config, hf_known.clip(16, 32, 2, 24, 64)[1], tokenizer
 
 
 def _siglip(folder: Path) -> tuple[Any, Any, Any]:
@@ -195,7 +196,8 @@ def _blip(folder: Path) -> tuple[Any, Any, Any]:
     config = library.BlipConfig(
         text_config=text, vision_config=VISION, image_text_hidden_size=24, projection_dim=24
     )
-    return config, hf_known.blip("BlipForImageTextRetrieval", 32, 2)[1], tokenizer
+    side = {"height": 64, "width": 64}
+    return config, {**hf_known.blip("", 32, 2)[1], "size": side}, tokenizer
 
 
 _MAKERS = {
