@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import text_checkpoints
 from featprep import encoders
 from featprep.cli import main
 from featprep.encoders import copies, openclip_cards
@@ -107,6 +108,30 @@ def test_a_copy_loads_where_there_is_no_network_and_no_cache(
     again = fetch("hf:org/model", "--to", str(to), HF_HUB_OFFLINE="1", HF_HUB_CACHE="/nowhere")
     assert (again[0], again[1][1:], again[2]) == (0, lines[1:], [])
     assert again[1][0].endswith("in 3 files, already there")
+
+
+def test_a_model_of_images_and_texts_comes_with_its_tokenizer(tmp_path: Path) -> None:
+    folder = text_checkpoints.write("siglip", tmp_path / "hf")
+    cache, to = {"HF_HUB_CACHE": str(tmp_path / "cache")}, str(tmp_path / "to")
+    with hub_of(folder) as (address, asked):
+        first = fetch("hf:org/model", HF_ENDPOINT=address, **cache)
+        count = len(asked)
+        second = fetch("hf:org/model", "--to", to, HF_ENDPOINT=address, **cache)
+        assert (first[0], second[0], len(asked)) == (0, 0, count)
+    copied = Path(to) / "hf--org--model"
+    assert sorted(path.name for path in copied.iterdir()) == [
+        *WHOLE,
+        *("spiece.model", "tokenizer_config.json"),
+    ]
+    program = (
+        "from featprep import encoders\n"
+        "from featprep.encoders.base import LoadOptions, ModelName\n"
+        f"for path in (None, {str(copied)!r}):\n"
+        "    tower = encoders.load_text(ModelName('hf', 'org/model', path), LoadOptions())\n"
+        "    print(tower.encode_text(['a cat']).shape)\n"
+    )
+    done = in_process(program, HF_HUB_OFFLINE="1", **cache)
+    assert (done.stdout, done.stderr) == ("(1, 32)\n(1, 32)\n", "")
 
 
 def test_a_dino_named_plainly_is_told_the_size_that_the_plain_name_has(

@@ -10,9 +10,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from featprep import encoders
+from featprep import devices, encoders
 from featprep.config import EncodeConfig, parse_value
-from featprep.encoders.base import ModelName
+from featprep.encoders.base import LoadOptions, ModelName, TextEncoder
 from featprep.errors import UsageError
 from featprep.session import Session, open_session
 from featprep.settings import nearest
@@ -69,6 +69,23 @@ def open_model(task: str, model: str, settings: dict[str, Any]) -> Session:
     """Load `model` for a task. Raises UsageError and WeightsError."""
     config = _config(task, model, settings)
     return open_session(config, find_model(model), pooled_if_any=True)
+
+
+def open_towers(task: str, model: str, settings: dict[str, Any]) -> tuple[Session, TextEncoder]:
+    """Load both towers of `model`. The text tower, which not every model has, comes first."""
+    config = _config(task, model, settings)
+    name = find_model(model)
+    tower = open_text(name, config)
+    return open_session(config, name, pooled_if_any=True), tower
+
+
+def open_text(name: ModelName, config: EncodeConfig) -> TextEncoder:
+    """The text tower alone, where the settings want it."""
+    device, _ = devices.choose_device(config.device)
+    options = LoadOptions(
+        device=device, trust_weights=config.trust_weights, quick_gelu=config.quick_gelu
+    )
+    return encoders.load_text(name, options)
 
 
 def find_model(model: str) -> ModelName:
