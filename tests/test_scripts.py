@@ -271,7 +271,7 @@ def test_without_a_python_of_a_version_that_will_do_nothing_is_made(house: House
 @pytest.mark.parametrize(
     ("script", "needs", "command"),
     [
-        ("test.sh", "run test vectors", "[-m] [pytest]"),
+        ("test.sh", "run test vectors retrieval", "[-m] [pytest]"),
         ("check.sh", "run check", "[-m] [ruff] [format]"),
     ],
 )

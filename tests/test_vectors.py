@@ -268,7 +268,7 @@ def test_a_parquet_file_has_key_source_model_and_vector_and_says_what_made_it(be
     bench.run(models="clip:tiny,timm:tiny", output="v.parquet")
     table = pyarrow.parquet.read_table(bench.root / "v.parquet")
     assert table.to_pylist()[2] == {
-        "key": "sub/c", "source": "sub/c.png", "model": "clip:tiny+timm:tiny",
+        "key": "sub/c", "path": f"{bench.root}/in/sub/c.png", "model": "clip:tiny+timm:tiny",
         "vector": [50, 0, 40, 25, 0, 20],
     }  # fmt: skip
     assert str(table.schema.field("vector").type) == "fixed_size_list<element: float>[6]"
@@ -285,7 +285,7 @@ def test_both_kinds_of_table_hold_the_same_rows_in_the_order_of_the_input(bench:
     assert list(bench.table("v.npy")) == ["a", "b", "sub/c"]
     assert bench.table("v.parquet") == bench.table("v.npy")
     beside = json.loads((bench.root / "v.keys.json").read_text())
-    assert beside["rows"] == [["a", "a.png"], ["b", "b.png"], ["sub/c", "sub/c.png"]]
+    assert beside["rows"] == [[key, f"{bench.root}/in/{key}.png"] for key in ("a", "b", "sub/c")]
     assert np.load(bench.root / "v.npy").tolist() == list(bench.table().values())
 
 

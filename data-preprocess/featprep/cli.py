@@ -17,6 +17,8 @@ COMMANDS = {
     "encode": ("featprep.commands.encode", "images → feature maps and masks"),
     "show": ("featprep.commands.show", "one result as a picture: image | mask | components"),
     "vectorize": ("featprep.commands.vectorize", "images → one vector each, of several models too"),
+    "index": ("featprep.commands.index", "vectors → a collection of Milvus"),
+    "search": ("featprep.commands.search", "the images nearest to a text or an image"),
     "models": ("featprep.commands.models", "the encoders there are"),
     "fetch": ("featprep.commands.fetch", "weights, for machines that will have no network"),
     "certify": ("featprep.commands.certify", "our maps against upstream's own modules"),

@@ -13,6 +13,7 @@ from featprep.errors import UsageError
 # extra → what pip is asked for
 EXTRAS = {
     "vectors": ("pyarrow>=18.1",),
+    "retrieval": ("pymilvus>=3.0", "milvus-lite>=3.2"),
 }
 
 

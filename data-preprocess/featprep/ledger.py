@@ -259,7 +259,7 @@ class Ledger:
         """Why what is there is not this run's, with the way out; None if it is."""
         if before is None:
             return _unknown_files(self.options.taken) if self.options.taken else None
-        different = _differences(before["fingerprint"], self._fingerprint)
+        different = differences(before["fingerprint"], self._fingerprint)
         if different:
             return (
                 f"features of other settings: {'; '.join(different)}. Nothing was touched: use "
@@ -319,7 +319,8 @@ def _unknown_files(count: int) -> str:
     )
 
 
-def _differences(there: Fingerprint, mine: Fingerprint) -> list[str]:
+def differences(there: Fingerprint, mine: Fingerprint) -> list[str]:
+    """`field A there, B asked` of every field in which they differ."""
     return [
         f"{name} {_show(there.get(name))} there, {_show(mine.get(name))} asked"
         for name in dict.fromkeys([*mine, *there])

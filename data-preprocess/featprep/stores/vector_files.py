@@ -29,10 +29,10 @@ _ABOUT = b"featprep"  # where a parquet file's metadata say what the run was
 
 @dataclass(frozen=True, slots=True)
 class VectorBatch:
-    """`vectors`: (B, D) float32 or float16, row i of `keys[i]` and `sources[i]`."""
+    """`vectors`: (B, D) float32 or float16, row i of `keys[i]` and of the image file `paths[i]`."""
 
     keys: list[str]
-    sources: list[str]
+    paths: list[str]
     vectors: AnyArray
 
 
@@ -126,7 +126,7 @@ def _parquet_parts(
 ) -> Iterator[bytes]:
     parquet, arrow = _parquet(path, "--output"), need("pyarrow", "vectors", path)
     value = {"float32": arrow.float32(), "float16": arrow.float16()}[dtype]
-    kinds = {"key": arrow.string(), "source": arrow.string(), "model": arrow.string()}
+    kinds = {"key": arrow.string(), "path": arrow.string(), "model": arrow.string()}
     fields = [*kinds.items(), ("vector", arrow.list_(value, dim))]
     schema = arrow.schema(fields, {_ABOUT: json.dumps(about).encode()})
     drain = _Drain()
@@ -138,8 +138,8 @@ def _parquet_parts(
         for batch in batches:
             values = arrow.array(np.ascontiguousarray(batch.vectors).reshape(-1), value)
             columns = [
-                arrow.array(list(map(_text, batch.keys))),
-                arrow.array(list(map(_text, batch.sources))),
+                arrow.array(list(map(as_text, batch.keys))),
+                arrow.array(list(map(as_text, batch.paths))),
                 arrow.array([about["model"]] * len(batch.keys)),
                 arrow.FixedSizeListArray.from_arrays(values, dim),
             ]
@@ -148,7 +148,7 @@ def _parquet_parts(
     yield from drain.taken()
 
 
-def _text(name: str) -> str:
+def as_text(name: str) -> str:
     """A name as a table may hold it: bytes of it that are not UTF-8 as \\xNN."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
@@ -169,8 +169,8 @@ def _keys_parts(about: Mapping[str, Any], batches: Iterator[VectorBatch]) -> Ite
     yield f'{{"about": {json.dumps(about)},\n"rows": ['.encode()
     comma = b"\n"
     for batch in batches:
-        for key, source in zip(batch.keys, batch.sources, strict=True):
-            yield comma + json.dumps([_text(key), _text(source)]).encode()
+        for key, path in zip(batch.keys, batch.paths, strict=True):
+            yield comma + json.dumps([as_text(key), as_text(path)]).encode()
             comma = b",\n"
     yield b"\n]}\n"
 
@@ -199,18 +199,18 @@ class VectorFile:
             raise self._not_ours() from error
 
         def batches(size: int) -> Iterator[VectorBatch]:
-            for part in file.iter_batches(size, columns=["key", "source", "vector"]):
-                keys, sources, vectors = part.columns
+            for part in file.iter_batches(size, columns=["key", "path", "vector"]):
+                keys, paths, vectors = part.columns
                 values = vectors.flatten().to_numpy(zero_copy_only=False)
                 matrix = values.reshape(len(keys), -1)
-                yield VectorBatch(keys.to_pylist(), sources.to_pylist(), matrix)
+                yield VectorBatch(keys.to_pylist(), paths.to_pylist(), matrix)
 
         return about, file.metadata.num_rows, batches
 
     def _npy(self) -> tuple[dict[str, Any], int, Callable[[int], Iterator[VectorBatch]]]:
         try:
             told = json.loads(Path(keys_file(self.path)).read_bytes())
-            about, rows = told["about"], [(key, source) for key, source in told["rows"]]
+            about, rows = told["about"], [(key, path) for key, path in told["rows"]]
             matrix = np.load(self.path, mmap_mode="r" if rows else None, allow_pickle=False)
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise self._not_ours() from error
@@ -222,9 +222,9 @@ class VectorFile:
 
         def batches(size: int) -> Iterator[VectorBatch]:
             for start in range(0, len(rows), size):
-                keys, sources = zip(*rows[start : start + size], strict=True)
+                keys, paths = zip(*rows[start : start + size], strict=True)
                 part = np.array(matrix[start : start + size])
-                yield VectorBatch(list(keys), list(sources), part)
+                yield VectorBatch(list(keys), list(paths), part)
 
         return about, len(rows), batches
 

@@ -108,7 +108,7 @@ class VectorRecorder:
 
     def write(self, output: str, folders: Callable[[], Iterable[list[Entry]]], root: str) -> int:
         """The table of every image that has a row, in the order of the input; returns how many."""
-        count = sum(len(keys) for keys in self._keys(folders()))
+        count = sum(len(rows) for rows in self._rows(folders()))
         ensemble = self.ensemble
         about = {**ensemble.about(), "input": root, "fingerprint": self.ledger.identity.fingerprint}
         write_table(
@@ -117,24 +117,23 @@ class VectorRecorder:
         return count
 
     def _batches(self, folders: Iterable[list[Entry]]) -> Iterator[VectorBatch]:
-        for lines in self._keys(folders):
-            vectors = self.rows.read([line["row"] for line in lines])
-            keys, sources = ([line[name] for line in lines] for name in ("key", "source"))
-            yield VectorBatch(keys, sources, vectors)
+        for rows in self._rows(folders):
+            vectors = self.rows.read([number for _, _, number in rows])
+            yield VectorBatch([key for key, _, _ in rows], [path for _, path, _ in rows], vectors)
 
-    def _keys(self, folders: Iterable[list[Entry]]) -> Iterator[list[Line]]:
-        """The lines of the images that have a row, BATCH at a time."""
-        lines: list[Line] = []
+    def _rows(self, folders: Iterable[list[Entry]]) -> Iterator[list[tuple[str, str, int]]]:
+        """(key, path, number of its row) of the images that have one, BATCH at a time."""
+        rows: list[tuple[str, str, int]] = []
         for entries in folders:
             for entry in entries:
                 line = self.ledger.line(entry.key) if isinstance(entry, ImageRef) else None
-                if line is not None:
-                    lines.append(line)
-                if len(lines) == BATCH:
-                    yield lines
-                    lines = []
-        if lines:
-            yield lines
+                if line is not None and isinstance(entry, ImageRef):
+                    rows.append((entry.key, entry.path, line["row"]))
+                if len(rows) == BATCH:
+                    yield rows
+                    rows = []
+        if rows:
+            yield rows
 
     def _of(self, key: str) -> _Waiting:
         count = len(self.ensemble.members)

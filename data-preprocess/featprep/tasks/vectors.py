@@ -7,7 +7,7 @@ has none it is the CLS token, else the mean over the patches. Knows no file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -187,8 +187,18 @@ def unit(vector: AnyArray) -> AnyArray:
 
 
 def _fingerprint(session: Session) -> dict[str, Any]:
-    """Without what every member has alike, or what concerns maps alone."""
     spec, digest = session.encoder.spec, session.encoder.digest
     whole = fingerprint(session.config, spec, digest, session.resolved, session.precision)
-    left_out = {"format", "encoder", "names", "mask", "alpha_threshold", "mask_dir", "layer"}
-    return {field: value for field, value in whole.items() if field not in left_out}
+    return shaping(whole)
+
+
+# Of an encoder's fingerprint: what every member has alike, or what concerns maps alone.
+_OF_MAPS = {
+    *("format", "encoder", "names", "mask", "alpha_threshold", "mask_dir", "layer", "feature"),
+    *("norm", "facet", "prefix", "pooled", "masked_pool", "grid", "cells", "tile", "overlap"),
+}
+
+
+def shaping(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """What shapes an encoder's vector, of the fingerprint of a run of it."""
+    return {field: value for field, value in fingerprint.items() if field not in _OF_MAPS}
