@@ -112,12 +112,14 @@ def table_of(path: Path, vectors: AnyArray, keys: Sequence[str], **about: Any) -
 # --- what is found
 
 
-@pytest.mark.parametrize("flags", [[], ["--index=hnsw"]], ids=["flat", "hnsw"])
+@pytest.mark.parametrize(
+    ("count", "flags"), [(10_000, []), (4_000, ["--index=hnsw"])], ids=["flat", "hnsw"]
+)
 def test_of_ten_thousand_vectors_the_ten_nearest_are_those_of_a_brute_force_search(
-    bench: Bench, flags: list[str]
+    bench: Bench, count: int, flags: list[str]
 ) -> None:
     random = np.random.default_rng(0)
-    vectors = random.standard_normal((10_000, 64)).astype(np.float32)
+    vectors = random.standard_normal((count, 64)).astype(np.float32)
     queries = random.standard_normal((100, 64)).astype(np.float32)
     keys = [f"{i:05}" for i in range(len(vectors))]
     table = table_of(bench.root / "v.npy", vectors, keys)
@@ -182,8 +184,13 @@ class Tower:
     name: str = "fake:deep"
     colours: tuple[tuple[str, tuple[int, ...]], ...] = (("red", (7, 0, 0)), ("blue", (0, 0, 3)))
 
+    context: int = 2
+
     def encode_text(self, texts: Sequence[str]) -> AnyArray:
-        return np.array([dict(self.colours)[text] for text in texts], np.float32)
+        return np.array([dict(self.colours)[text.split()[0]] for text in texts], np.float32)
+
+    def too_long(self, texts: Sequence[str]) -> list[str]:
+        return [text for text in texts if len(text.split()) > self.context]
 
 
 def test_a_text_finds_the_images_that_it_names(
@@ -200,6 +207,8 @@ def test_a_text_finds_the_images_that_it_names(
     assert bench.found("--text=blue", "--top=1") == [("blue", pytest.approx(1))]
     assert bench.found("--text=red", "--top=1") == [("red", pytest.approx(1))]
     assert asked == ["clip:tiny"] * 2
+    assert bench.found("--text=blue and red", "--top=1") == [("blue", pytest.approx(1))]
+    assert bench.said == "note     the text is longer than 2 tokens: its end is left out\n"
     monkeypatch.setattr(Tower, "encode_text", lambda self, texts: np.ones((1, 5), np.float32))
     assert bench.search("--text=red") == 2
     assert bench.said.splitlines()[-1] == (

@@ -63,6 +63,8 @@ def main(argv: Sequence[str]) -> int:
         except ImageError as error:
             say("failed", f"{printable(flags.image)}: {error.stage}: {printable(str(error))}")
             return 3
+        for note in query.notes:
+            say("note", note)
         (hits,) = collection.search(vector[None], top)
     _print(hits, flags, about)
     return 0

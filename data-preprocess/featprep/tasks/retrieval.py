@@ -119,6 +119,7 @@ class Query:
         """`models`: as the user names them, where it is not as they were named then, such as
         FAMILY:ID=PATH; else empty. `settings`: device, trust_weights, quick_gelu. Raises
         UsageError, WeightsError and FingerprintError."""
+        self.notes: list[str] = []  # what the user should know of the query
         self._where, self._about, self._settings = where, about, dict(settings)
         recorded = tuple(row["model"] for row in about["models"])
         self._values = models or recorded
@@ -163,6 +164,10 @@ class Query:
                 quick_gelu=options.get("quick_gelu"),
             ),
         )
+        if tower.too_long([text]):
+            self.notes.append(
+                f"the text is longer than {tower.context} tokens: its end is left out"
+            )
         vector: AnyArray = tower.encode_text([text])[0]
         if len(vector) != self._about["dim"]:
             raise UsageError(
