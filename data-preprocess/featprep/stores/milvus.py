@@ -166,7 +166,8 @@ class Collection:
 
     def _open(self) -> Any:
         library = need("pymilvus", "retrieval", self.title)
-        for name in ("pymilvus", "milvus_lite"):  # they log every error with its traceback
+        # They log every error with its traceback.
+        for name in ("pymilvus", "milvus_lite", "grpc._server"):
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         try:
             return library.MilvusClient(self.db, token=os.environ.get(TOKEN, ""), timeout=30)
