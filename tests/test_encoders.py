@@ -45,8 +45,8 @@ from featprep.errors import OutOfMemoryError, UsageError
 from featprep.references.base import normalised
 
 PROJECTED = Want(feature="projected")
-# A few at their published width; test_huggingface and test_openai_clip_resnet have every architecture
-# small, and `featprep certify --all` has all of them whole.
+# A few at their published width. test_huggingface and test_openai_clip_resnet have all of them
+# small; `featprep certify --all` has them whole.
 HF = (
     "facebook/dinov2-small",
     "facebook/dinov3-vits16plus-pretrain-lvd1689m",
