@@ -1,4 +1,4 @@
-"""The encoders there are. A new one is its file, one line here and one row of the README's table.
+"""The encoders there are. A new one is its file, one line here, one row of docs/encoders.md.
 
 Nothing here imports torch: families load their libraries when an encoder is loaded.
 """
