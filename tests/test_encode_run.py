@@ -75,7 +75,8 @@ class Bench:
         self.monkeypatch.setattr(encode_run, "open_session", self.opener or self._opener(exact))
         self.monkeypatch.setattr(encoders, "describe", self._describe)
         self.monkeypatch.setattr(encode_run, "DecodePool", InlinePool)
-        words = ["--input", str(self.input), "--output", str(self.output), "--model", "clip:tiny"]
+        usual = {"--input": self.input, "--output": self.output, "--model": "clip:tiny"}
+        words = [f"{name}={value}" for name, value in usual.items() if name not in flags]
         from featprep.cli import _guarded
 
         code = _guarded(lambda: encode.main([*words, *flags]))

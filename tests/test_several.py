@@ -280,6 +280,25 @@ def test_the_results_of_one_encoder_are_no_place_for_several(two: Bench) -> None
     )
 
 
+def test_a_folder_that_holds_runs_or_lies_in_one_is_no_place_for_another_run(two: Bench) -> None:
+    two.image("a.png")
+    assert two.run(*BOTH) == 0
+    before, one = two.tree(), f"{two.output}/clip_tiny"
+    assert two.run("--size", "32") == 2
+    assert two.said == (
+        f"featprep: --output {two.output}: holds folders with the results of other runs: "
+        f"clip_tiny, hf_tiny; use another --output, or --output {one} to go on with that one\n"
+    )
+    assert two.run("--size", "32", "--output", f"{one}/sub") == 2
+    assert two.said == (
+        f"featprep: --output {one}/sub: lies in {one}, which holds the results of another run; "
+        "use an --output outside it\n"
+    )
+    assert two.run("--size", "32", "--output", one) == 0
+    assert two.run(*BOTH) == 0
+    assert two.tree() == before
+
+
 def test_a_path_with_a_comma_is_one_model_and_in_a_yaml_list_one_of_several(
     tmp_path: Path,
 ) -> None:

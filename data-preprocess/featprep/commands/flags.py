@@ -30,10 +30,24 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         words = [with_underscores(word) for word in _joined(argv)]
+        self._refuse_repeated(words)
         flags, unknown = self.parse_known_args(words)
         if unknown:
             raise UsageError(f"{self._about(unknown[0])} See {self.prog} --help")
         return flags
+
+    def _refuse_repeated(self, words: Sequence[str]) -> None:
+        """argparse takes the last and says nothing. A switch may come again: --no_… undoes it."""
+        for action in self._actions:
+            flag = action.option_strings[-1] if action.option_strings else ""
+            values = _values_of(flag, words) if action.nargs != 0 else []
+            if len(values) < 2:
+                continue
+            item = FIELDS.get(flag.removeprefix("--"))
+            is_list = item is not None and item.metadata["kind"].is_list
+            joined = shown(",".join(values))
+            way_out = f"several are one list, {flag} {joined}" if is_list else "give it once"
+            raise UsageError(f"{flag} is given {len(values)} times: {way_out}")
 
     def _about(self, word: str) -> str:
         if not word.startswith("-"):
@@ -51,6 +65,16 @@ def _joined(argv: Sequence[str]) -> list[str]:
         else:
             words.append(word)
     return words
+
+
+def _values_of(flag: str, words: Sequence[str]) -> list[str]:
+    """Of each `FLAG VALUE` and `FLAG=VALUE`."""
+    after = [*words[1:], ""]
+    return [
+        word.partition("=")[2] if "=" in word else after[i]
+        for i, word in enumerate(words)
+        if word.partition("=")[0] == flag
+    ]
 
 
 def with_underscores(word: str) -> str:
