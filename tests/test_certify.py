@@ -473,6 +473,11 @@ def test_random_weights_certify_the_architecture_alone_and_are_removed(
             ["--all", "clip:tiny"],
             "featprep certify: name models, or say --all; `featprep models` lists the names",
         ),
+        (
+            ["tiny"],
+            "tiny: of which family? type hf:tiny; allowed is clip:tiny, hf:tiny, openclip:tiny, "
+            "timm:tiny",
+        ),
         (["clip:tiny", "--every"], "--every: it is for --all; add --all, or drop it"),
         (["clip:tiny", "--layers", "2"], "--layers 2: allowed is 1 or more, with --random"),
         (

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from featprep.config import FIELDS, SWITCHES, EncodeConfig, make_config, parse_value
-from featprep.errors import UsageError
+from featprep.errors import UsageError, WeightsError
 from featprep.settings import nearest, shown
 
 
@@ -83,6 +84,16 @@ def with_underscores(word: str) -> str:
         return word
     name, equals, value = word.partition("=")
     return "--" + name[2:].replace("-", "_") + equals + value
+
+
+@contextmanager
+def as_argument() -> Iterator[None]:
+    """For commands that take MODEL and no --model: their refusals name none."""
+    try:
+        yield
+    except (UsageError, WeightsError) as error:
+        text = str(error).removeprefix("--model ").replace(" --model ", " ")
+        raise type(error)(text) from error
 
 
 def encode_parser(prog: str, description: str) -> Parser:
