@@ -216,6 +216,18 @@ def test_input_output_and_model_are_required(name: str) -> None:
             "--quiet and --verbose exclude each other: drop one, or --no_quiet",
         ),
         (
+            {"alpha_threshold": 0.5, "mask": "none"},
+            "--alpha_threshold is of --mask any: drop it, or --mask none",
+        ),
+        (
+            {"alpha_threshold": 0.5, "mask": "coverage"},
+            "--alpha_threshold is of --mask any: drop it, or --mask coverage",
+        ),
+        (
+            {"max_tokens": 99},
+            "--max_tokens is of --resize keep: add --resize keep, or drop it",
+        ),
+        (
             {"mask_dir": "masks", "mask": "none"},
             "--mask_dir with --mask none: drop one of them",
         ),

@@ -198,10 +198,10 @@ def test_another_setting_in_the_same_folder_is_refused_and_touches_nothing(bench
     assert bench.run("--size", "64", "--background", "white") == 2
     assert bench.said == (
         f"{bench.said.partition('featprep: ')[0]}"
-        f"featprep: {bench.output} holds features of other settings: size [32, 32] there, "
-        "[64, 64] asked; background [0, 0, 0] there, [255, 255, 255] asked. "
-        "Nothing was touched: use another --output, or --overwrite to "
-        "replace them\n"
+        f"featprep: {bench.output} holds features of other settings: --size 32 there, "
+        "--size 64 asked; --background black there, --background white asked. "
+        "Nothing was touched: to go on with what is there give --size 32 --background black, else "
+        "use another --output, or --overwrite to replace them\n"
     )
     assert bench.tree() == before
 
@@ -543,7 +543,7 @@ def test_plan_refuses_what_the_run_would_refuse_and_counts_changed_images(bench:
     run = {"fingerprint": fingerprint, "input": str(bench.input), "about": {}}
     (folder / "run.json").write_text(json.dumps(run))
     assert bench.run("--plan", *words) == 2
-    assert "encoder hf:other there, hf:tiny asked" in bench.said
+    assert "--model hf:other there, --model hf:tiny asked" in bench.said
     (folder / "run.json").unlink()
     found = path.stat()
     line = {"key": "a", "source": "a.png", "size": found.st_size, "mtime_ns": found.st_mtime_ns}
@@ -568,7 +568,7 @@ def test_another_setting_is_refused_before_the_weights_load(bench: Bench) -> Non
 
     bench.opener = never
     assert bench.run("--size", "64") == 2
-    assert "size [32, 32] there, [64, 64] asked" in bench.said
+    assert "--size 32 there, --size 64 asked" in bench.said
 
 
 def test_keep_notes_that_max_tokens_made_an_image_smaller(bench: Bench) -> None:

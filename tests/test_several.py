@@ -169,7 +169,7 @@ def test_other_settings_in_one_folder_are_refused_and_the_other_is_not_touched(t
     two.run("--model", "hf:tiny", "--size", "64", "--output", str(two.output / "hf_tiny"))
     before = two.tree()
     assert two.run(*BOTH) == 2
-    assert f"{two.output}/hf_tiny holds features of other settings: size [64, 64] there" in two.said
+    assert f"{two.output}/hf_tiny holds features of other settings: --size 64 there" in two.said
     assert two.tree() == before
     assert not (two.output / "clip_tiny").exists()
 

@@ -121,9 +121,9 @@ def test_a_layer_named_from_either_end_is_the_same_run(deep: Bench) -> None:
     assert deep.run("--size", "32", "--layer", "3,0,-2") == 0
     assert "0 encoded, 1 skipped" in deep.said
     assert deep.run("--size", "32", "--layer", "3,0") == 2
-    assert "layer [3, 0, 2] there, [3, 0] asked; norm" in deep.said
+    assert "--layer 3,0,2 there, --layer 3,0 asked. Nothing" in deep.said
     assert deep.run("--size", "32", "--layer", "-1,2,0", "--prefix") == 2
-    assert "prefix null there, true asked. Nothing was touched" in deep.said
+    assert "--no_prefix there, --prefix asked. Nothing was touched" in deep.said
 
 
 def test_overwrite_removes_the_layers_and_vectors_of_older_settings(deep: Bench) -> None:

@@ -20,7 +20,8 @@ from featprep.commands.console import Progress, Teller, say
 from featprep.commands.encode_parts import Part, batch_size_before, open_parts, open_source
 from featprep.config import EncodeConfig
 from featprep.decoding import DecodePool
-from featprep.ledger import Fingerprint, Ledger, LedgerOptions, RunIdentity
+from featprep.differences import Fingerprint
+from featprep.ledger import Ledger, LedgerOptions, RunIdentity
 from featprep.naming import printable
 from featprep.recording import Recorder, entries_left
 from featprep.records import ImageRef, Prepared
