@@ -492,6 +492,15 @@ def test_a_name_that_cannot_be_timms_is_refused_at_once() -> None:
     )
 
 
+def test_the_reference_of_a_vit_draws_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    from featprep.references import torchvision_models
+
+    sizes = {"num_layers": 1, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 16}
+    model = models.VisionTransformer(image_size=32, patch_size=16, **sizes)
+    assert len(torchvision_models._in_transformers(model).state_dict()) == 22
+    assert capsys.readouterr() == ("", "")
+
+
 # --- the tables
 
 

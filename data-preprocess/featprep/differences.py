@@ -67,7 +67,7 @@ _FLAGS: dict[str, Words] = {
     "masked_pool": _switch("masked_pool"),
     "pos_embed": _valued("--pos_embed"),
     "storage": lambda value: "--fp16" if value == "float16" else "--no_fp16",
-    "compute": _valued("--precision", lambda value: _COMPUTE.get(value, value)),
+    "compute": _valued("--precision", lambda value: _COMPUTE.get(str(value), str(value))),
     "resize": _valued("--resize"),
     "size": _valued("--size", _side),
     "max_tokens": _valued("--max_tokens"),
