@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import featprep
 import numpy as np
@@ -322,8 +323,17 @@ def test_folder_names_are_readable_and_safe() -> None:
 
 
 def test_from_python_several_are_refused_with_what_to_do() -> None:
+    asked: list[Any] = [["hf:tiny", "clip:tiny"], "hf:tiny,clip:tiny"]
+    for models in asked:
+        with pytest.raises(UsageError) as error:
+            featprep.encode(b"", model=models)
+        assert str(error.value) == (
+            f"featprep.encode takes one encoder, and not model={models!r}: give "
+            "model='FAMILY:NAME', and call it for each in turn"
+        )
     with pytest.raises(UsageError) as error:
-        featprep.encode(b"", model=["hf:tiny", "clip:tiny"])  # type: ignore[arg-type]
+        featprep.pipeline("image-feature-extraction", "hf:tiny,clip:tiny")
     assert str(error.value) == (
-        "featprep.encode takes one encoder: model='FAMILY:NAME'; call it for each in turn"
+        "image-feature-extraction takes one encoder, and not model='hf:tiny,clip:tiny': make a "
+        "pipeline of each"
     )

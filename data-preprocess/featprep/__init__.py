@@ -38,3 +38,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'featprep' has no attribute {name!r}")
     module, attribute = _EXPORTS[name]
     return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

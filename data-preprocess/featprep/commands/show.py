@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING
 from featprep.commands.flags import Parser
 from featprep.errors import InputError
 from featprep.naming import printable
-from featprep.settings import nearest
 
 if TYPE_CHECKING:
     from featprep.records import UInt8
@@ -59,9 +57,9 @@ def draw(output: str, key: str, out: str) -> tuple[int, int]:
 
     run = Run(output)
     if key not in run:
-        hint = nearest(key, itertools.islice(run, 10_000))
         raise InputError(
-            f"{output}: no result of key {key!r}.{hint} `ls {output}` shows what is there"
+            f"{output}: no result of key {key!r}.{run.nearest(key)} `ls {output}` shows what is "
+            "there"
         )
     try:
         feature, mask, _ = run[key]

@@ -14,6 +14,7 @@ from featprep import encoders
 from featprep.config import EncodeConfig, parse_value
 from featprep.encoders.base import ModelName
 from featprep.errors import UsageError
+from featprep.python_words import python_words
 from featprep.session import Session, open_session
 from featprep.settings import nearest
 
@@ -67,8 +68,9 @@ _told: set[str] = set()
 
 def open_model(task: str, model: str, settings: dict[str, Any]) -> Session:
     """Load `model` for a task. Raises UsageError and WeightsError."""
-    config = _config(task, model, settings)
-    return open_session(config, find_model(model), pooled_if_any=True)
+    with python_words():
+        config = _config(task, model, settings)
+        return open_session(config, find_model(model), pooled_if_any=True)
 
 
 def find_model(model: str) -> ModelName:
@@ -112,5 +114,15 @@ def _config(task: str, model: str, settings: dict[str, Any]) -> EncodeConfig:
                 f"{', '.join(SETTINGS)}"
             )
     values = {name: parse_value(name, raw) for name, raw in settings.items() if raw is not None}
+    if not isinstance(parse_value("model", model), str):
+        raise UsageError(
+            f"{task} takes one encoder, and not model={model!r}: make a pipeline of each"
+        )
+    if values.get("size", "native") != "native" and values.get("resize") is None:
+        raise UsageError(
+            f"size={settings['size']!r}: images go the checkpoint's own way, resize='native', "
+            "which has a size; another one goes with resize='crop' (short side, then centre "
+            "crop), 'squash' or 'pad'"
+        )
     plain = {"input": "(memory)", "output": "(memory)", "mask": "none", "resize": "native"}
     return EncodeConfig(**{**plain, **values, "model": model})
