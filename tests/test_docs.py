@@ -208,14 +208,13 @@ def test_the_readmes_section_on_what_to_take_reads_what_a_run_of_it_wrote(
     Image.new("RGB", (32, 32), (200, 100, 50)).save("cat.png")
     Image.new("RGB", (32, 32), (200, 100, 50)).save("photos/cat.png")
     command = shlex.split(section.partition("```bash\n")[2].partition("\n")[0])
-    words = [word.replace("-1,5", "-1,0") for word in command[1:]]  # tiny has three blocks
-    assert main(["encode", *words, "--model", "hf:tiny", "--size", "28", "--quiet"]) == 0
+    assert main(["encode", *command[1:], "--model", "hf:tiny", "--size", "28", "--quiet"]) == 0
     names: dict[str, Any] = {"featprep": featprep}
     exec(section.partition("```python\n")[2].partition("```")[0], names)
-    assert list(names["run"].layers) == [2, 0]
-    assert list(names["run"].vectors) == ["prefix", "pooled", "masked", "masked@0", "empty"]
+    assert list(names["run"].layers) == [2, 1]
+    assert list(names["run"].vectors) == ["prefix", "pooled", "masked", "masked@1", "empty"]
     assert {path.name for path in Path("features").glob("cat*")} == {
-        "cat.npy", "cat@0.npy", "cat_mask.npy", "cat_vec.npz",
+        "cat.npy", "cat@1.npy", "cat_mask.npy", "cat_vec.npz",
     }  # fmt: skip
     assert names["maps"].maps[0].shape == (1, 64, 16, 16)
     assert names["maps"].prefix.shape == (1, 1, 64)

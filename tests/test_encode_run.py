@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import FakeEncoder, describe, fake_session, mean_colours
+from fakes import DEEP, FakeEncoder, describe, fake_session, mean_colours
 from featprep import encoders
 from featprep.commands import encode, encode_run
 from featprep.decoding import prepare, prepare_job
@@ -522,6 +524,45 @@ def test_verbose_says_every_images_shapes(bench: Bench) -> None:
     bench.image("a.png")
     bench.run("--size", "32", "--verbose")
     assert "image    a.png 32×40 → map (3,4,4) float32, mask (4,4) uint8" in bench.said.splitlines()
+
+
+def test_nothing_to_encode_has_no_speed_and_one_image_is_no_images(bench: Bench) -> None:
+    bench.image("a.png")
+    assert bench.run("--size", "32") == 0
+    assert f"input    {bench.input}  1 image, 0 done before" in bench.said
+    assert bench.run("--size", "32") == 0
+    assert re.fullmatch(r"time     \d+\.\d s", bench.said.splitlines()[-1])
+
+
+def test_the_encoders_line_says_what_of_a_layer_is_taken(bench: Bench) -> None:
+    bench.encoder = FakeEncoder(spec=replace(DEEP, has_facets=True))
+    bench.image("a.png")
+    assert bench.run("--size", "32", "--layer", "1", "--facet", "key", "--norm", "none") == 0
+    assert bench.said.splitlines()[0] == (
+        "encoder  fake:deep  (3, 4, 4) at 32×32  layer 1  facet key  norm none  "
+        "weights ffffffff (made here)"
+    )
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_weights_load(bench: Bench) -> None:
+    bench.image("a.png")
+
+    def never(*_: object, **__: object) -> Session:
+        raise AssertionError("the weights were loaded")
+
+    bench.opener = never
+    blocked = bench.root / "blocked"
+
+    def mkdir(path: str, *_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", path)
+
+    bench.monkeypatch.setattr(tempfile, "mkdtemp", lambda *_, **__: mkdir(str(blocked)))
+    assert bench.run("--size", "32", "--output", str(blocked / "out")) == 4
+    assert bench.said == (
+        f"featprep: cannot write {blocked}/out: Read-only file system. Free space or mend the "
+        "folder's permissions; the same command goes on from here\n"
+    )
+    assert not blocked.exists()
 
 
 def test_auto_batch_size_is_resolved_once_for_an_output(bench: Bench) -> None:

@@ -214,7 +214,7 @@ def test_the_lines_name_each_encoder_and_its_folder(two: Bench) -> None:
         "encoder  fake:coarse  (3, 2, 2) at 32×32  weights eeeeeeee (made here)  in hf_tiny/"
     )
     assert lines[4] == (
-        f"input    {two.input}  1 images for 2 encoders, 0 done before, 772 B to write"
+        f"input    {two.input}  1 image for 2 encoders, 0 done before, 772 B to write"
     )
     assert lines[5].startswith("shapes   clip_tiny: pixels (4,3,32,32) → tokens (4,16,3) → map ")
     assert lines[6].startswith("shapes   hf_tiny: pixels (4,3,32,32) → ")
@@ -252,8 +252,8 @@ def test_the_plan_has_lines_for_each_and_a_sum(two: Bench) -> None:
             "--model clip:tiny,hf:a/b,hf:A/b: two of them would write to the folder hf_a_b; name "
             "each once",
         ),
-        ("clip:tiny,", "--model is empty: give a name, FAMILY:NAME, a local folder or file, or "
-         "tiny; several as A,B"),
+        ("clip:tiny,", "--model clip:tiny,: a name is empty; drop the comma too many"),
+        ("a, ,b", "--model a, ,b: a name is empty; drop the comma too many"),
     ],
 )  # fmt: skip
 def test_lists_of_models_that_cannot_be_are_refused(two: Bench, model: str, message: str) -> None:

@@ -1,8 +1,11 @@
-"""Refusals in Python's words: `size=224` where the command line says `--size 224`. Pure."""
+"""What a caller from Python is told, in Python's words: `size=224` where a flag is `--size 224`."""
 
 from __future__ import annotations
 
+import os
 import re
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +24,15 @@ _VALUE = re.compile(
     _FLAG + r" (-?\d[\d.,-]*(?<=\d)|[a-z]+:[^\s;,]*[^\s;,.]|'?#\w{6}'?|\w+)(?=[\s.;:,)]|$)"
 )
 _ASKED = re.compile(r"^--(\w+) (.+?): (?=allowed|no such|of which|a path|an ONNX|this command)")
+
+
+def warn_caller(message: str) -> None:
+    """A warning that points at the caller's line, however deep in the package it arises."""
+    here, level = os.path.dirname(os.path.abspath(__file__)), 2
+    frame = sys._getframe(1)
+    while frame.f_back and os.path.abspath(frame.f_code.co_filename).startswith(here):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 @contextmanager

@@ -72,6 +72,9 @@ def models(allowed: str) -> Kind:
         return several(name, raw.split(","))
 
     def several(name: str, raw: list[str]) -> tuple[str, ...]:
+        if not all(part.strip() for part in raw):
+            asked = shown(",".join(raw))
+            raise UsageError(f"--{name} {asked}: a name is empty; drop the comma too many")
         return tuple(one.parse(name, part.strip()) for part in raw)
 
     return Kind(allowed, parse, parse_several=several, is_list=True)
@@ -132,6 +135,8 @@ def _parse_size(name: str, raw: str) -> tuple[int, int] | str:
     if raw == "native":
         return raw
     sides = _sides(raw)
+    if sides is None and re.fullmatch(r"[0-9, ]*[0-9]{6}[0-9, ]*", raw):
+        raise UsageError(f"--{name} {shown(raw)}: a side has at most 99999 pixels; take a smaller")
     if sides is None:
         refuse(name, raw, "one side, H,W in pixels, or native", f"224 or --{name} 224,448")
     return sides

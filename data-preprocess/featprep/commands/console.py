@@ -22,6 +22,11 @@ def say(label: str, text: str) -> None:
     sys.stderr.flush()
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 image`, `1,200 images`."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def shape_text(shape: Sequence[int]) -> str:
     return "(" + ",".join(map(str, shape)) + ")"
 
@@ -141,6 +146,8 @@ def size_text(count: float) -> str:
 
 def time_text(totals: Totals, unit: str = "images") -> str:
     done = totals.encoded + totals.failed
+    if not done:
+        return f"{totals.wall_s:.1f} s"
     rate = done / totals.wall_s if totals.wall_s else 0.0
     busy = "  ".join(f"{name} {share * 100:.0f} %" for name, share in totals.busy().items())
     return f"{totals.wall_s:.1f} s, {rate:,.1f} {unit}/s; busy: {busy}"

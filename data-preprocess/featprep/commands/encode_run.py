@@ -28,6 +28,7 @@ from featprep.records import ImageRef, Prepared
 from featprep.resolve import has_vectors, layers_of
 from featprep.runner import Lane, Runner, Totals
 from featprep.session import Session, open_session
+from featprep.stores.base import check_writable
 from featprep.stores.npy_tree import NpyTreeStore
 
 
@@ -40,6 +41,8 @@ def plan(config: EncodeConfig, family: str) -> int:
 def run(config: EncodeConfig, family: str) -> int:
     """Encode; returns the exit code (SPEC 7)."""
     parts = open_parts(config, family)
+    for part in parts:
+        check_writable(part.config.output)  # before the weights are loaded
     devices.let_threads_sleep()
     workers, _ = devices.choose_workers(config.workers)
     with DecodePool(workers, config.decode_timeout) as pool:  # starts while torch is imported

@@ -44,9 +44,8 @@ def _check_out(out: str | None) -> None:
     if not os.path.isdir(folder):
         raise InputError(f"--out {printable(out)}: no folder {printable(folder)}; make it first")
     if not out.lower().endswith(".png"):
-        raise InputError(
-            f"--out {printable(out)}: the picture is a PNG; name it {printable(out)}.png"
-        )
+        name = printable(os.path.splitext(out)[0])
+        raise InputError(f"--out {printable(out)}: the picture is a PNG; name it {name}.png")
 
 
 def draw(output: str, key: str, out: str) -> tuple[int, int]:

@@ -6,7 +6,6 @@ The default of every task is the checkpoint's own recipe (resize="native").
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from featprep import encoders
 from featprep.config import EncodeConfig, parse_value
 from featprep.encoders.base import ModelName
 from featprep.errors import UsageError
-from featprep.python_words import python_words
+from featprep.python_words import python_words, warn_caller
 from featprep.session import Session, open_session
 from featprep.settings import nearest
 
@@ -100,9 +99,7 @@ def _origin(model: str) -> str:
     origin = f"hf:{_XENOVA[name]}/{name}"
     if model not in _told:
         _told.add(model)
-        warnings.warn(
-            f"{model} is an ONNX copy of {origin}, which is loaded in its place", stacklevel=5
-        )
+        warn_caller(f"{model} is an ONNX copy of {origin}, which is loaded in its place")
     return origin
 
 
