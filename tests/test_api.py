@@ -100,6 +100,7 @@ def test_an_unknown_attribute_is_an_attribute_error() -> None:
 
 def test_what_there_is_to_call_can_be_listed() -> None:
     assert {"encode", "open", "pipeline", "__version__"} <= set(dir(featprep))
+    assert {"Any", "import_module"}.isdisjoint(dir(featprep))
 
 
 def test_maps_tell_their_shapes_and_no_values() -> None:

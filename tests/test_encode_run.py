@@ -156,7 +156,8 @@ def test_the_lines_of_a_run_say_encoder_device_input_shapes_done_and_time(bench:
         f"input    {bench.input}  2 images, 0 done before, 928 B to write; ignored: 1 .jp2"
     )
     assert lines[3] == (
-        "shapes   pixels (4,3,32,32) → tokens (4,16,3) → map (3,4,4) float32, mask (4,4) uint8"
+        "shapes   pixels (4,3,32,32), 2 images and padding → tokens (4,16,3) → map (3,4,4) "
+        "float32, mask (4,4) uint8"
     )
     assert lines[4] == "done     2 encoded, 0 skipped, 0 failed"
     assert lines[5].startswith("time     ")

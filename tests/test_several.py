@@ -216,8 +216,8 @@ def test_the_lines_name_each_encoder_and_its_folder(two: Bench) -> None:
     assert lines[4] == (
         f"input    {two.input}  1 image for 2 encoders, 0 done before, 772 B to write"
     )
-    assert lines[5].startswith("shapes   clip_tiny: pixels (4,3,32,32) → tokens (4,16,3) → map ")
-    assert lines[6].startswith("shapes   hf_tiny: pixels (4,3,32,32) → ")
+    assert lines[5].startswith("shapes   clip_tiny: pixels (4,3,32,32), 1 image and padding → ")
+    assert lines[6].startswith("shapes   hf_tiny: pixels (4,3,32,32), 1 image and padding → ")
 
 
 def test_the_plan_has_lines_for_each_and_a_sum(two: Bench) -> None:

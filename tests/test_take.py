@@ -265,9 +265,9 @@ def test_the_lines_of_a_run_say_what_is_written(deep: Bench) -> None:
         "encoder  fake:deep  (3, 4, 4) at 32×32  layer 3,0,2  weights ffffffff (made here)"
     )
     assert lines[3] == (
-        "shapes   pixels (4,3,32,32) → tokens (4,16,3) → map (3,4,4) float32, @0 (3,4,4), "
-        "@2 (3,4,4), mask (4,4) uint8, prefix (2,3), pooled (3), masked (3), masked@0 (3), "
-        "masked@2 (3)"
+        "shapes   pixels (4,3,32,32), 1 image and padding → tokens (4,16,3) → map (3,4,4) "
+        "float32, @0 (3,4,4), @2 (3,4,4), mask (4,4) uint8, prefix (2,3), pooled (3), "
+        "masked (3), masked@0 (3), masked@2 (3)"
     )
 
 

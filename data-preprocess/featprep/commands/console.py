@@ -109,7 +109,8 @@ class Teller(Events):
             return
         self._seen.add(shape)
         tokens = shape_text((batch, *self._tokens(*shape[1:])))
-        self._pending[shape] = f"pixels {shape_text((batch, *shape))} → tokens {tokens}"
+        few = f", {counted(len(images), 'image')} and padding" if len(images) < batch else ""
+        self._pending[shape] = f"pixels {shape_text((batch, *shape))}{few} → tokens {tokens}"
 
     def on_row(self, image: Prepared, features: Features) -> None:
         result = features_text(features, image.mask)

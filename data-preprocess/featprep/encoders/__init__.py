@@ -208,9 +208,9 @@ def _misspelt(name: ModelName) -> Iterator[None]:
     try:
         yield
     except WeightsError as error:
-        known = FAMILIES[name.family].known
-        is_open = name.path is None and name.id not in known
-        near = name_hints.nearest_name(name.id, known, is_sure=True) if is_open else None
+        row = FAMILIES[name.family]
+        is_open = row.open_ids and name.path is None and name.id not in row.known
+        near = name_hints.nearest_name(name.id, row.known, is_sure=True) if is_open else None
         if near is None:
             raise
         raise WeightsError(f"{error}. Did you mean {name.family}:{near}?") from error
