@@ -560,8 +560,8 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_weights_load(ben
     bench.monkeypatch.setattr(tempfile, "mkdtemp", lambda *_, **__: mkdir(str(blocked)))
     assert bench.run("--size", "32", "--output", str(blocked / "out")) == 4
     assert bench.said == (
-        f"featprep: cannot write {blocked}/out: Read-only file system. Free space or mend the "
-        "folder's permissions; the same command goes on from here\n"
+        f"featprep: cannot write {blocked}/out/.featprep: Read-only file system. Free space or "
+        "mend the folder's permissions; the same command goes on from here\n"
     )
     assert not blocked.exists()
 

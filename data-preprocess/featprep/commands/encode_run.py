@@ -21,7 +21,7 @@ from featprep.commands.encode_parts import Part, batch_size_before, open_parts, 
 from featprep.config import EncodeConfig
 from featprep.decoding import DecodePool
 from featprep.differences import Fingerprint
-from featprep.ledger import Ledger, LedgerOptions, RunIdentity
+from featprep.ledger import Ledger, LedgerOptions, RunIdentity, folder_of
 from featprep.naming import printable
 from featprep.recording import Recorder, entries_left
 from featprep.records import ImageRef, Prepared
@@ -42,7 +42,7 @@ def run(config: EncodeConfig, family: str) -> int:
     """Encode; returns the exit code (SPEC 7)."""
     parts = open_parts(config, family)
     for part in parts:
-        check_writable(part.config.output)  # before the weights are loaded
+        check_writable(folder_of(part.config.output))  # before the weights are loaded
     devices.let_threads_sleep()
     workers, _ = devices.choose_workers(config.workers)
     with DecodePool(workers, config.decode_timeout) as pool:  # starts while torch is imported
