@@ -23,6 +23,7 @@ HOUSE = ROOT / "data-preprocess"
 LAYERS = {
     "plain data": [
         "records", "config", "settings", "errors", "naming", "version", "extras", "encoders.base",
+        "differences", "python_words",
     ],
     "images": [
         "images", "image_kinds", "pixels", "deep_samples", "codec_state",

@@ -22,7 +22,7 @@ from featprep.commands import encode_run, vectorize_run
 from featprep.records import AnyArray
 from featprep.stores.milvus import Collection
 from featprep.stores.vector_files import VectorBatch, VectorFile, write_table
-from featprep.tasks import models
+from featprep.tasks import retrieval
 from PIL import Image
 from test_encode_run import InlinePool
 
@@ -82,7 +82,7 @@ def bench(
         return fake_session(bench.fakes[name.family])(config, name)
 
     monkeypatch.setattr(vectorize_run, "open_session", open_session)
-    monkeypatch.setattr(models, "open_session", open_session)
+    monkeypatch.setattr(retrieval, "open_session", open_session)
     monkeypatch.setattr(vectorize_run, "DecodePool", InlinePool)
     bench.image("red.png", (200, 0, 0))
     bench.image("blue.png", (0, 0, 90))
@@ -286,7 +286,7 @@ def test_vectors_of_other_settings_are_refused_with_what_differs(bench: Bench) -
     assert bench.index(table) == 2
     assert bench.said == (
         f"featprep: --db {bench.db}, collection featprep, holds vectors of other settings: weights "
-        f"{'1' * 12} there, {'2' * 12} asked; size null there, [32, 32] asked. Nothing was "
+        f"{'1' * 12} there, {'2' * 12} asked; size none there, [32, 32] asked. Nothing was "
         "touched: use another --collection, or another --db\n"
     )
     assert bench.index(table, "--collection=other") == 0

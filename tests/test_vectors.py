@@ -367,21 +367,25 @@ def test_vectors_of_other_settings_never_mix(bench: Bench) -> None:
     bench.run(models="clip:tiny,hf:tiny")
     before = (bench.root / "v.npy").read_bytes()
     where = f"featprep: {bench.root}/v.npy.run holds features of other settings: "
-    way_out = ". Nothing was touched: use another --output, or --overwrite to replace them\n"
-    for flags, models, different in (
+    touched = ". Nothing was touched: "
+    way_out = "use another --output, or --overwrite to replace them\n"
+    for flags, models, different, way_back in (
         ([], "hf:tiny,clip:tiny",
-         'models ["clip:tiny", "hf:tiny"] there, ["hf:tiny", "clip:tiny"] asked'),
-        (["--normalize=all"], "clip:tiny,hf:tiny", "normalize none there, all asked"),
+         "--models clip:tiny,hf:tiny there, --models hf:tiny,clip:tiny asked",
+         "to go on with what is there give --models clip:tiny,hf:tiny, else "),
+        (["--normalize=all"], "clip:tiny,hf:tiny", "--normalize none there, --normalize all asked",
+         "to go on with what is there give --normalize none, else "),
         (["--background=white"], "clip:tiny,hf:tiny",
-         "clip:tiny background [0, 0, 0] there, [255, 255, 255] asked; "
-         "hf:tiny background [0, 0, 0] there, [255, 255, 255] asked"),
+         "clip:tiny background [0, 0, 0] there, clip:tiny background [255, 255, 255] asked; "
+         "hf:tiny background [0, 0, 0] there, hf:tiny background [255, 255, 255] asked", ""),
     ):  # fmt: skip
         assert bench.run(*flags, models=models) == 2
-        assert bench.said.splitlines(keepends=True)[-1] == where + different + way_out
+        said = bench.said.splitlines(keepends=True)[-1]
+        assert said == where + different + touched + way_back + way_out
     bench.fakes["clip"] = FakeEncoder(spec=DEEP, digest="e" * 64)
     assert bench.run(models="clip:tiny,hf:tiny") == 2
-    told = f"clip:tiny weights {'f' * 12} there, {'e' * 12} asked"
-    assert bench.said.splitlines(keepends=True)[-1] == where + told + way_out
+    told = f"clip:tiny weights {'f' * 12} there, clip:tiny weights {'e' * 12} asked"
+    assert bench.said.splitlines(keepends=True)[-1] == where + told + touched + way_out
     assert (bench.root / "v.npy").read_bytes() == before
     assert bench.run("--overwrite", models="clip:tiny") == 0
     assert bench.table()["b"] == [30, 0, 40]

@@ -14,22 +14,22 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from featprep import encoders
-from featprep.encoders.base import LoadOptions
+from featprep.config import EncodeConfig, parse_value
+from featprep.differences import by_name
 from featprep.errors import FingerprintError, InputError, UsageError
 from featprep.journal import LineIndex
-from featprep.ledger import differences, folder_of
+from featprep.ledger import folder_of
 from featprep.naming import printable
 from featprep.records import AnyArray
 from featprep.runs import Run
+from featprep.session import Session, open_session
 from featprep.stores.vector_files import BATCH, VectorBatch, VectorFile, as_text
 from featprep.tasks import inputs
-from featprep.tasks.models import find_model, open_model
+from featprep.tasks.models import find_model, open_text
 from featprep.tasks.rows import RowEncoder
 from featprep.tasks.urls import UrlLimits
 from featprep.tasks.vectors import FORMAT, Ensemble, join_member, shaping, vector_of, want_of
 
-TASK = "featprep search"
 About = Mapping[str, Any]
 
 
@@ -102,7 +102,7 @@ class RunVectors:
 
 def refuse_mixing(where: str, there: About, mine: About) -> None:
     """Raises FingerprintError unless both tables were made alike."""
-    different = differences(there["fingerprint"], mine["fingerprint"])
+    different = by_name(there["fingerprint"], mine["fingerprint"])
     if different:
         raise FingerprintError(
             f"{where} holds vectors of other settings: {_few(different)}. Nothing was touched: use "
@@ -155,15 +155,7 @@ class Query:
                 f"--text: {self._where} holds vectors of {len(members)} models together; a text "
                 "is compared with those of one model of images and texts; use --image"
             )
-        device, options = members[0].session.device, self._settings
-        tower = encoders.load_text(
-            find_model(self._values[0]),
-            LoadOptions(
-                device=device,
-                trust_weights=options.get("trust_weights") or False,
-                quick_gelu=options.get("quick_gelu"),
-            ),
-        )
+        tower = open_text(find_model(self._values[0]), members[0].session.config)
         if tower.too_long([text]):
             self.notes.append(
                 f"the text is longer than {tower.context} tokens: its end is left out"
@@ -176,14 +168,18 @@ class Query:
             )
         return vector
 
-    def _open(self, name: str, value: str) -> Any:
-        return open_model(TASK, value, {**_geometry(self._about, name), **self._settings})
+    def _open(self, name: str, value: str) -> Session:
+        asked = {**_geometry(self._about, name), **self._settings}
+        settings = {field: parse_value(field, raw) for field, raw in asked.items()}
+        settings |= {"input": "(memory)", "output": "(memory)", "mask": "none", "model": value}
+        config = EncodeConfig(**settings)
+        return open_session(config, find_model(value), pooled_if_any=True)
 
     def _check(self) -> None:
         """Weights and preparation; the precision may be another, which moves a cosine by little."""
         there = _comparable(self._about["fingerprint"])
         mine = _comparable(self._ensemble.fingerprint(""))
-        different = differences(there, mine)
+        different = by_name(there, mine)
         if different:
             raise FingerprintError(
                 f"{self._where} holds vectors that this model does not make: {_few(different)}; "
