@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from featprep.config import FIELDS, SWITCHES, EncodeConfig, make_config, parse_value
@@ -61,10 +61,11 @@ def with_underscores(word: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def encode_parser(prog: str, description: str) -> Parser:
-    """One flag a setting, each switch with its `--no_…`; values are text till config reads them."""
-    parser = Parser(prog, description)
-    for name, item in FIELDS.items():
+def add_settings(parser: Parser, names: Iterable[str], **shown: str) -> None:
+    """Flags of these settings; their values are text till config reads them. `shown`: defaults
+    that differ from those of encode."""
+    for name in names:
+        item = FIELDS[name]
         kind, text = item.metadata["kind"], item.metadata["help"].replace("%", "%%")
         if name in SWITCHES:
             parser.add_argument(f"--{name}", action="store_true", default=None, help=text)
@@ -76,9 +77,16 @@ def encode_parser(prog: str, description: str) -> Parser:
                 help=argparse.SUPPRESS,
             )
             continue
-        shown = item.metadata["shown"] or ("none" if item.default is None else item.default)
-        plain = f"{text}: {kind.allowed} (default: {shown})".replace("`", "")
+        default = "none" if item.default is None else item.default
+        told = shown.get(name) or item.metadata["shown"] or default
+        plain = f"{text}: {kind.allowed} (default: {told})".replace("`", "")
         parser.add_argument(f"--{name}", metavar=name.upper(), help=plain)
+
+
+def encode_parser(prog: str, description: str) -> Parser:
+    """One flag a setting, each switch with its `--no_…`; values are text till config reads them."""
+    parser = Parser(prog, description)
+    add_settings(parser, FIELDS)
     parser.add_argument("--config", metavar="FILE", help="YAML with any of these keys; flags win")
     return parser
 
@@ -86,9 +94,13 @@ def encode_parser(prog: str, description: str) -> Parser:
 def read_config(parser: Parser, argv: Sequence[str], **defaults: Any) -> EncodeConfig:
     flags = vars(parser.read(argv))
     config_file = flags.pop("config")
+    return make_config(parsed_settings(flags), config_file, **defaults)
+
+
+def parsed_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that were given, as values. Raises UsageError."""
     given = {name: value for name, value in flags.items() if value is not None}
-    parsed = {
+    return {
         name: value if name in SWITCHES else parse_value(name, value)
         for name, value in given.items()
     }
-    return make_config(parsed, config_file, **defaults)
