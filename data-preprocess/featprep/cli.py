@@ -17,6 +17,7 @@ COMMANDS = {
     "encode": ("featprep.commands.encode", "images → feature maps and masks"),
     "show": ("featprep.commands.show", "one result as a picture: image | mask | components"),
     "classify": ("featprep.commands.classify", "which of some labels each image shows"),
+    "heatmap": ("featprep.commands.heatmap", "where texts are in stored maps"),
     "models": ("featprep.commands.models", "the encoders there are"),
     "fetch": ("featprep.commands.fetch", "weights, for machines that will have no network"),
     "certify": ("featprep.commands.certify", "our maps against upstream's own modules"),

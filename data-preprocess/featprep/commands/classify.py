@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
         return _classify(flags, labels, top, source, total)
 
 
-def _tell(message: Warning | str, *_: object) -> None:
+def _tell(message: Warning | str, *_: object, **__: object) -> None:
     say("note", printable(str(message)))
 
 

@@ -73,7 +73,7 @@ def load(name: ModelName, options: LoadOptions) -> TextTower:
     )
     settings = {"text_config": _plain(whole.text_config), "scale": scale, "bias": bias}
     digest = digests.digest({**tensors, **beside}, settings, found.weights)
-    return TextTower(str(name), parts, options, digest, found.origin)
+    return TextTower(name, parts, options, digest, found)
 
 
 def find(name: ModelName) -> Found:

@@ -57,7 +57,7 @@ def load(name: ModelName, options: LoadOptions) -> TextTower:
         bias=scalar(tensors["logit_bias"]) if "logit_bias" in tensors else None,
     )
     digest = digests.digest(tensors, {"text": text, "quick_gelu": quick_gelu}, found.weights)
-    return TextTower(str(name), parts, options, digest, found.origin)
+    return TextTower(name, parts, options, digest, found)
 
 
 def blank(name: ModelName, card: Card) -> dict[str, Tensor]:
