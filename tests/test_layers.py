@@ -33,7 +33,7 @@ LAYERS = {
     "pipeline": [
         "decoding", "batching", "runner", "recording", "resolve", "session", "tasks.*",
         "certify", "certify_cases", "overhead", "published", "verify", "bench", "show", "runs",
-        "api",
+        "replay", "api",
     ],
     "commands": ["commands.*"],
     "faces": ["cli", "__main__", ""],

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -399,6 +400,36 @@ def test_a_table_without_a_record_of_its_run_is_not_replaced(bench: Bench) -> No
         f"({bench.root}/v.npy.run): use another --output, or --overwrite to replace it\n"
     )
     assert bench.run("--overwrite") == 0
+
+
+def test_a_run_that_is_told_to_stop_keeps_what_it_has_and_goes_on(bench: Bench) -> None:
+    encoder = FakeEncoder(spec=DEEP)
+    bench.fakes["clip"] = encoder
+
+    def stop(pixels: Any) -> None:
+        if len(encoder.calls) == 2:  # the first is the trial
+            signal.raise_signal(signal.SIGTERM)
+
+    encoder.before = stop
+    assert bench.run() == 143
+    kept = f"what is done is kept in {bench.root}/v.npy.run; the same command goes on from here"
+    assert kept in bench.said
+    assert not (bench.root / "v.npy").exists()
+    encoder.before = lambda pixels: None
+    bench.decoded.clear()
+    assert bench.run() == 0
+    assert "done     1 encoded, 2 there before, 0 failed\n" in bench.said
+    assert list(bench.table()) == ["a", "b", "sub/c"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_to_be_before_a_model_loads(
+    bench: Bench,
+) -> None:
+    assert bench.run(output="/proc/v.npy") == 4
+    assert bench.said == (
+        "featprep: cannot write /proc/v.npy.run: No such file or directory. Free space or mend the "
+        "folder's permissions; the same command goes on from here\n"
+    )
 
 
 def test_a_full_device_halves_the_batch_of_that_model_alone(bench: Bench) -> None:

@@ -177,6 +177,7 @@ class CountingTower:
     name, dim, context, scale, bias, digest, origin = "fake", 2, 5, 1.0, None, "", ""
 
     def __init__(self) -> None:
+        self.weights_files: dict[str, str] = {}
         self.asked: list[list[str]] = []
 
     def encode_text(self, texts: Any) -> Any:

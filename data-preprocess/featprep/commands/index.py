@@ -53,7 +53,6 @@ def main(argv: Sequence[str]) -> int:
     flags = make_parser().read(argv)
     db = check_database(flags.db, "featprep index")
     from featprep.commands.console import Progress, say
-    from featprep.naming import printable
     from featprep.stores.milvus import INDEXES, Collection
     from featprep.tasks.retrieval import open_vectors, refuse_mixing
 
@@ -81,6 +80,6 @@ def main(argv: Sequence[str]) -> int:
     if not flags.quiet:
         left_out = f", {zeros:,} left out: zeros, which have no cosine" if zeros else ""
         say("done", f"{table.count - zeros:,} vectors put in{left_out}; {count:,} in the "
-                    f"collection {flags.collection} of {printable(flags.db)}")  # fmt: skip
+                    f"collection {flags.collection} of {collection.shown}")  # fmt: skip
         say("time", f"{time.perf_counter() - began:.1f} s")
     return 0

@@ -26,6 +26,7 @@ from featprep.records import Failure, ImageRef
 from featprep.runner import Events, Lane, Runner, Totals
 from featprep.session import open_session
 from featprep.sources import Selection, Source
+from featprep.stores.base import check_writable
 from featprep.stores.row_file import RowFile
 from featprep.stores.vector_files import check_suffix
 from featprep.tasks.models import find_model
@@ -47,6 +48,7 @@ def run(job: VectorJob) -> int:
         devices.let_threads_sleep()
         return print_one(job, source)
     refuse_early(job, source.root)
+    check_writable(folder_of(job.output))
     census = source.census()
     devices.let_threads_sleep()
     workers, _ = devices.choose_workers(job.config.workers)

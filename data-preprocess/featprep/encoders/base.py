@@ -150,7 +150,7 @@ class TextEncoder(Protocol):
     Its vectors lie where the encoder's pooled and projected ones do. A score of an image and a text
     is scale · cosine + bias: over a set of texts a softmax of it, or, where there is a `bias`
     (SigLIP), a sigmoid of each. `context`: tokens a text may have, special ones included. `digest`:
-    as an encoder's, over the tensors of the text tower.
+    as an encoder's, over the tensors of the text tower; `origin`, `weights_files`: as an encoder's.
     """
 
     name: str  # FAMILY:ID
@@ -160,6 +160,7 @@ class TextEncoder(Protocol):
     bias: float | None
     digest: str
     origin: str
+    weights_files: Mapping[str, str]
 
     def encode_text(self, texts: Sequence[str]) -> Float32:
         """(N, D), not normalised, as the library's own encode_text or get_text_features has it.

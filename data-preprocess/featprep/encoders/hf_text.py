@@ -7,6 +7,7 @@ table. Knows no network; runs no remote code.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _SCALE, _BIAS = "logit_scale", "logit_bias"
+# A counter that older files hold, and BERT's pooler, which neither AltCLIP nor BLIP has use for.
+_UNUSED = re.compile(r"\.position_ids$|^text_model\.roberta\.pooler\.|^text_encoder\.pooler\.")
 _INPUTS = ("input_ids", "attention_mask")  # of those, what the checkpoint's tokenizer gives
 _SIGLIP_LENGTH = 64  # what every SigLIP was trained on: its vector is read off the last place
 
@@ -30,7 +33,8 @@ _SIGLIP_LENGTH = 64  # what every SigLIP was trained on: its vector is read off 
 class TextType:
     """`class_name`: of the text tower. `root`: how its tensors begin. `projection`: the linear
     layer behind it, none in SigLIP, whose tower holds its own. `is_first`: the vector is that of
-    the first token, not the tower's pooler_output. `renamed`: as in hf_config.ModelType."""
+    the first token, not the tower's pooler_output. `renamed`: as in hf_config.ModelType.
+    """
 
     class_name: str
     root: str = "text_model."
@@ -73,7 +77,7 @@ def load(name: ModelName, options: LoadOptions) -> TextTower:
     )
     settings = {"text_config": _plain(whole.text_config), "scale": scale, "bias": bias}
     digest = digests.digest({**tensors, **beside}, settings, found.weights)
-    return TextTower(str(name), parts, options, digest, found.origin)
+    return TextTower(name, parts, options, digest, found)
 
 
 def find(name: ModelName) -> Found:
@@ -111,7 +115,7 @@ def _tensors(
     beside: list[tuple[str, Tensor]] = []
     for file in weights.need_weight_files(name, folder):
         for key, item in weights.read_tensors(file, name).items():
-            if key.startswith(kind.root) and not key.endswith(".position_ids"):
+            if key.startswith(kind.root) and not _UNUSED.search(key):
                 plain = key.removeprefix(kind.root)
                 tower.append((plain.replace(*kind.renamed) if kind.renamed else plain, item))
             elif key.partition(".")[0] in (kind.projection, _SCALE, _BIAS):

@@ -96,10 +96,11 @@ def local_tokenizer(name: ModelName, folder: Path) -> list[Path]:
     return files
 
 
-def tokenizer(name: ModelName, repo: str) -> list[Path]:
+def tokenizer(name: ModelName, repo: str, *, has_config: bool = False) -> list[Path]:
     """All files of its tokenizer that a repository has: from the cache, else from the hub.
-    Raises WeightsError."""
-    there = [path for file in _TOKENIZER if (path := cached(repo, file))]
+    `has_config`: and config.json, by whose model type older ones are told. Raises WeightsError."""
+    wanted = (CONFIG, *_TOKENIZER) if has_config else _TOKENIZER
+    there = [path for file in wanted if (path := cached(repo, file))]
     names = {path.name for path in there}
     if _TOKENIZER[-1] in names and names & set(_VOCABULARIES):
         return there
@@ -112,18 +113,18 @@ def tokenizer(name: ModelName, repo: str) -> list[Path]:
         )
     try:
         with downloads.quiet():
-            return _download_tokenizer(repo)
+            return _download_tokenizer(repo, wanted)
     except Exception as error:  # the hub's, its HTTP library's and the disk's
         raise WeightsError(f"{name}: {_reason(error, repo)}") from error
 
 
-def _download_tokenizer(repo: str) -> list[Path]:
+def _download_tokenizer(repo: str, wanted: Sequence[str]) -> list[Path]:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     standing = cached(repo, CONFIG)  # of the same state of the repository as its weights
     revision = standing.parent.name if standing else None
     files: list[Path] = []
-    for file in _TOKENIZER:
+    for file in wanted:
         try:
             files.append(_get(repo, file, revision))
         except LocalEntryNotFoundError:

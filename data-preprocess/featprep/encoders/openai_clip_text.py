@@ -43,7 +43,7 @@ def load(name: ModelName, options: LoadOptions) -> TextTower:
         scale=math.exp(scalar(text["logit_scale"])),
     )
     digest = digests.digest(text, {"architecture": "openai-clip-text"}, found.weights)
-    return TextTower(str(name), parts, options, digest, found.origin)
+    return TextTower(name, parts, options, digest, found)
 
 
 def _is_long(clip: Any, text: str, context: int) -> bool:

@@ -57,7 +57,7 @@ def load(name: ModelName, options: LoadOptions) -> TextTower:
         bias=scalar(tensors["logit_bias"]) if "logit_bias" in tensors else None,
     )
     digest = digests.digest(tensors, {"text": text, "quick_gelu": quick_gelu}, found.weights)
-    return TextTower(str(name), parts, options, digest, found.origin)
+    return TextTower(name, parts, options, digest, found)
 
 
 def blank(name: ModelName, card: Card) -> dict[str, Tensor]:
@@ -89,7 +89,7 @@ def _tokenizer_files(name: ModelName, text: Mapping[str, Any]) -> list[Path]:
         return []
     if name.path is not None and openclip.is_folder(name):
         return hub.local_tokenizer(name, Path(name.path))
-    return hub.tokenizer(name, repo)
+    return hub.tokenizer(name, repo, has_config=True)
 
 
 def _text_config(name: ModelName, card: Card) -> dict[str, Any]:
@@ -224,17 +224,24 @@ def _embed(model: Any, tokens: Tokens) -> Tensor:
 
 
 def _tokenizer(open_clip: Any, name: ModelName, text: Mapping[str, Any]) -> Any:
-    """open_clip.get_tokenizer. Its own lies in its package; others are in the cache by now."""
-    _tokenizer_files(name, text)
-    is_hubs = bool(text.get("hf_tokenizer_name"))
-    more = {"local_files_only": True, "trust_remote_code": False} if is_hubs else {}
-    source = name.id if name.path is None else f"local-dir:{name.path}"
-    if not openclip.is_folder(name):
-        source = name.id.partition("/")[0]
+    """As open_clip.get_tokenizer makes it. Its own lies in its package; others are read from where
+    their files lie by now: by a repository's name, transformers would ask the hub once more."""
+    files = _tokenizer_files(name, text)
+    room: Any = importlib.import_module("open_clip.tokenizer")
     try:
         with hf_building.quiet_transformers():
-            return open_clip.get_tokenizer(
-                source, **(more if text.get("hf_tokenizer_name") else {})
+            if not files:
+                source = name.id if name.path is None else f"local-dir:{name.path}"
+                return open_clip.get_tokenizer(
+                    source if openclip.is_folder(name) else name.id.partition("/")[0]
+                )
+            return room.HFTokenizer(
+                str(files[0].parent),
+                context_length=text.get("context_length", room.DEFAULT_CONTEXT_LENGTH),
+                tokenizer_mode=text.get("tokenizer_mode"),
+                local_files_only=True,
+                trust_remote_code=False,
+                **(text.get("tokenizer_kwargs") or {}),
             )
     except Exception as error:  # of any class, of any tokenizer
         raise WeightsError(

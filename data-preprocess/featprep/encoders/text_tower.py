@@ -14,6 +14,7 @@ import numpy as np
 
 from featprep.encoders.base import LoadOptions, ModelName
 from featprep.encoders.torch_encoder import full_float32, is_out_of_memory
+from featprep.encoders.weights import Found
 from featprep.errors import UsageError
 from featprep.records import Float32
 
@@ -43,9 +44,10 @@ class TextTower:
     """base.TextEncoder, of torch; for calls from any thread, one at a time on the device."""
 
     def __init__(
-        self, name: str, parts: Parts, options: LoadOptions, digest: str, origin: str
+        self, name: ModelName, parts: Parts, options: LoadOptions, digest: str, found: Found
     ) -> None:
-        self.name, self.digest, self.origin = name, digest, origin
+        self.name, self.digest, self.origin = str(name), digest, found.origin
+        self.weights_files = found.sha256
         self.dim, self.context = parts.dim, parts.context
         self.scale, self.bias = parts.scale, parts.bias
         self._parts, self._device = parts, options.device

@@ -75,7 +75,8 @@ class Collection:
                 f"first; for example --collection {DEFAULT_NAME}"
             )
         self.db, self.name = db, name
-        self.title = f"--db {printable(_shown(db))}"
+        self.shown = printable(_shown(db))
+        self.title = f"--db {self.shown}"
         self._client = self._open()
 
     def __enter__(self) -> Collection:

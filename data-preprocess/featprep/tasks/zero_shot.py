@@ -128,20 +128,20 @@ class LabelVectors:
             )
 
 
-def check_labels(given: Any, example: str) -> tuple[str, ...]:
-    """Raises UsageError. `example`: how the caller takes them, for the message."""
+def check_labels(given: Any, example: str, what: str = "labels") -> tuple[str, ...]:
+    """Raises UsageError. `example`: how the caller takes them, `what` they are, for the message."""
     if isinstance(given, str) or not isinstance(given, Sequence):
-        raise UsageError(f"labels: {type(given).__name__} is no list of texts; give {example}")
+        raise UsageError(f"{what}: {type(given).__name__} is no list of texts; give {example}")
     if not given:
-        raise UsageError(f"labels: there are none; give {example}")
+        raise UsageError(f"{what}: there are none; give {example}")
     seen: set[str] = set()
     for position, label in enumerate(given):
         if not isinstance(label, str) or not label.strip():
             raise UsageError(
-                f"labels: number {position + 1} is {_said(label)}; allowed are texts, such as 'cat'"
+                f"{what}: number {position + 1} is {_said(label)}; allowed are texts, such as 'cat'"
             )
         if label in seen:
-            raise UsageError(f"labels: {shown(label)!r} stands there twice; give it once")
+            raise UsageError(f"{what}: {shown(label)!r} stands there twice; give it once")
         seen.add(label)
     return tuple(given)
 
