@@ -24,15 +24,13 @@ HARNESS = Path(__file__).parent / "kill_harness.py"
             1,
             60,
         ),
-        ("--table=v.parquet", "", 3, 8),
-        ("--table=v.npy --overwrite --normalize=all", "--normalize=each", 3, 10),
+        ("--table=v.npy --overwrite --normalize=all", "--normalize=each", 2, 14),
     ],
     ids=[
         "a first run",
         "of two encoders",
         "of several layers",
         "while --overwrite replaces another setting",
-        "of a table of vectors",
         "while --overwrite replaces vectors of another setting",
     ],
 )

@@ -107,7 +107,7 @@ def table_of(path: Path, vectors: AnyArray, keys: Sequence[str], **about: Any) -
 
 
 @pytest.mark.parametrize(
-    ("count", "flags"), [(10_000, []), (4_000, ["--index=hnsw"])], ids=["flat", "hnsw"]
+    ("count", "flags"), [(10_000, []), (2_000, ["--index=hnsw"])], ids=["flat", "hnsw"]
 )
 def test_of_ten_thousand_vectors_the_ten_nearest_are_those_of_a_brute_force_search(
     bench: Bench, count: int, flags: list[str]
@@ -274,7 +274,7 @@ def test_a_vector_of_zeros_is_left_out_and_counted(bench: Bench) -> None:
     table_of(bench.root / "v.npy", np.array([[0, 0], [1, 0]], np.float16), ["black", "other"])
     assert bench.index(bench.root / "v.npy") == 0
     assert bench.said.splitlines()[0] == (
-        "done     1 vectors put in, 1 left out: zeros, which have no cosine; 1 in the collection "
+        "done     1 vector put in, 1 left out: zeros, which have no cosine; 1 in the collection "
         f"featprep of {bench.db}"
     )
 

@@ -79,7 +79,8 @@ def main(argv: Sequence[str]) -> int:
         count = collection.count()
     if not flags.quiet:
         left_out = f", {zeros:,} left out: zeros, which have no cosine" if zeros else ""
-        say("done", f"{table.count - zeros:,} vectors put in{left_out}; {count:,} in the "
+        put = table.count - zeros
+        say("done", f"{put:,} vector{'s' * (put != 1)} put in{left_out}; {count:,} in the "
                     f"collection {flags.collection} of {collection.shown}")  # fmt: skip
         say("time", f"{time.perf_counter() - began:.1f} s")
     return 0

@@ -47,7 +47,8 @@ def cost_text(first: Member, member: Member) -> str:
 
 def ensemble_text(ensemble: Ensemble) -> str:
     members = ensemble.members
-    text = f"{ensemble.dim:,} values of {len(members)} models, normalize {ensemble.normalize}"
+    models = f"{len(members)} model{'s' * (len(members) > 1)}"
+    text = f"{ensemble.dim:,} values of {models}, normalize {ensemble.normalize}"
     if all(member.gflop for member in members):
         total = sum(member.gflop for member in members)
         relative = f"{total / members[0].gflop:.2f}× {members[0].name}"
