@@ -79,29 +79,36 @@ def test_the_settings_table_is_the_one_config_makes() -> None:
     assert markdown_table() in text, "run: featprep settings, and paste it into configs/README.md"
 
 
-def _encoder_rows() -> list[tuple[list[str], str]]:
-    """(names, shapes and the rest) of each row; `:NAME` is of the family that the row begins with,
-    and a name stands for its published weights, NAME/WEIGHTS of torchvision, too."""
-    table = (ROOT / "README.md").read_text().partition("## Encoders")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (`\w+:[^|]+) \| ([^|]+ \| [^|]+ \| [^|]+) \|$", table, re.MULTILINE)
-    named = [(re.findall(r"`([^`]+)`", row[0]), row[1]) for row in rows]
-    return [
-        ([names[0].partition(":")[0] * name.startswith(":") + name for name in names], rest)
-        for names, rest in named
-    ]
+def _encoder_rows() -> dict[str, str]:
+    """Name → default map, shape and projected, of docs/encoders.md; NAME of torchvision is its
+    NAME/WEIGHTS too."""
+    found = re.findall(r"^\| `(\w+:[^`]+)`[^|]* \| (.*) \|$", _text("encoders"), re.MULTILINE)
+    assert len(dict(found)) == len(found)  # no name has two rows
+    return dict(found)
+
+
+def _text(page: str) -> str:
+    return (ROOT / "docs" / f"{page}.md").read_text()
 
 
 def _row_name(name: str) -> str:
     return name.partition("/")[0] if name.startswith("torchvision:") else name
 
 
-def test_the_readmes_encoder_table_is_the_catalogue() -> None:
-    named = [name for names, _ in _encoder_rows() for name in names]
-    many = [name for name in encoders.list_encoders() if _is_one_of_many(name)]
-    assert set(named) <= set(encoders.list_encoders())
-    assert {_row_name(name) for name in encoders.list_encoders()} - set(named) <= set(many)
-    assert len(named) == len(set(named))
-    assert {name.partition(":")[0] for name in named if name in many} == {"openclip", "timm"}
+def test_the_table_of_encoders_is_the_catalogue() -> None:
+    named = set(_encoder_rows())
+    many = {name for name in encoders.list_encoders() if _is_one_of_many(name)}
+    assert named <= set(encoders.list_encoders())
+    assert {_row_name(name) for name in encoders.list_encoders()} - named <= many
+    assert {name.partition(":")[0] for name in named & many} == {"openclip", "timm"}
+
+
+def test_the_readmes_examples_say_what_their_rows_say_and_are_of_every_family() -> None:
+    table = (ROOT / "README.md").read_text().partition("## Encoders")[2].partition("\n## ")[0]
+    found = re.findall(r"^\| [^|`]*\| (`\w+:[^|]+`) \| (.*) \|$", table, re.MULTILINE)
+    examples = {name: rest for names, rest in found for name in re.findall(r"`([^`]+)`", names)}
+    assert examples == {name: _encoder_rows().get(name) for name in examples}
+    assert {name.partition(":")[0] for name in examples} == set(encoders.FAMILIES)
 
 
 def test_the_readmes_aliases_are_those_there_are() -> None:
@@ -117,27 +124,22 @@ def _is_one_of_many(name: str) -> bool:
     return name.startswith(("openclip:", "timm:")) and not name.endswith(":tiny")
 
 
-def test_the_readmes_shapes_are_the_specs() -> None:
-    """One shape for all names of a row, or one for each, in their order."""
-    for names, rest in _encoder_rows():
-        told = rest.split(" | ")[1]
-        shapes = re.findall(r"\((\d+), (\d+), (\d+)\)", told)
-        for number, name in enumerate(names):
-            spec = encoders.describe(encoders.resolve(name, "any"))
-            assert spec is not None
-            side = str(224 // spec.patch)
-            shape = shapes[number if len(shapes) >= len(names) else 0]
-            assert shape == (str(spec.hidden_dim), side, side), name
-            if spec.projected_dim:
-                assert f"({spec.projected_dim}, {side}, {side})" in rest, name
+def test_the_shapes_in_the_table_are_the_specs() -> None:
+    for name, row in _encoder_rows().items():
+        spec = encoders.describe(encoders.resolve(name, "any"))
+        assert spec is not None
+        side = str(224 // spec.patch)
+        _, shape, projected = row.split(" | ")
+        assert shape == f"({spec.hidden_dim}, {side}, {side})", name
+        wanted = f"({spec.projected_dim}, {side}, {side})" if spec.projected_dim else "–"
+        assert projected.removesuffix(", through its value path") == wanted, name
 
 
-def test_the_readme_says_truly_what_is_normed() -> None:
-    for names, rest in _encoder_rows():
-        for name in names:
-            spec = encoders.describe(encoders.resolve(name, "any"))
-            if spec is not None and not spec.meaningless:
-                assert (", final norm" in rest.split(" | ")[0]) == spec.final_norm, name
+def test_the_table_says_truly_what_is_normed() -> None:
+    for name, row in _encoder_rows().items():
+        spec = encoders.describe(encoders.resolve(name, "any"))
+        assert spec is not None
+        assert (", final norm" in row.split(" | ")[0]) == spec.final_norm, name
 
 
 def test_every_config_is_read_and_names_an_encoder_that_is_there() -> None:
@@ -207,14 +209,13 @@ def test_the_readmes_section_on_what_to_take_reads_what_a_run_of_it_wrote(
     Image.new("RGB", (32, 32), (200, 100, 50)).save("cat.png")
     Image.new("RGB", (32, 32), (200, 100, 50)).save("photos/cat.png")
     command = shlex.split(section.partition("```bash\n")[2].partition("\n")[0])
-    words = [word.replace("-1,5", "-1,0") for word in command[1:]]  # tiny has three blocks
-    assert main(["encode", *words, "--model", "hf:tiny", "--size", "28", "--quiet"]) == 0
+    assert main(["encode", *command[1:], "--model", "hf:tiny", "--size", "28", "--quiet"]) == 0
     names: dict[str, Any] = {"featprep": featprep}
     exec(section.partition("```python\n")[2].partition("```")[0], names)
-    assert list(names["run"].layers) == [2, 0]
-    assert list(names["run"].vectors) == ["prefix", "pooled", "masked", "masked@0", "empty"]
+    assert list(names["run"].layers) == [2, 1]
+    assert list(names["run"].vectors) == ["prefix", "pooled", "masked", "masked@1", "empty"]
     assert {path.name for path in Path("features").glob("cat*")} == {
-        "cat.npy", "cat@0.npy", "cat_mask.npy", "cat_vec.npz",
+        "cat.npy", "cat@1.npy", "cat_mask.npy", "cat_vec.npz",
     }  # fmt: skip
     assert names["maps"].maps[0].shape == (1, 64, 16, 16)
     assert names["maps"].prefix.shape == (1, 1, 64)

@@ -143,7 +143,7 @@ def test_a_tuple_is_no_other_setting_than_the_list_that_json_made_of_it(output: 
         pass
 
 
-def test_another_fingerprint_is_refused_with_every_field_that_differs_and_nothing_touched(
+def test_another_fingerprint_is_refused_with_the_flags_that_differ_and_nothing_touched(
     output: Output,
 ) -> None:
     with output.open({**FINGERPRINT, "dropped": True}) as ledger:
@@ -159,11 +159,10 @@ def test_another_fingerprint_is_refused_with_every_field_that_differs_and_nothin
         "added": 1.5,
     }
     assert output.refusal(other) == (
-        f"{output.path} holds features of other settings: encoder fake:mean there, fake:\\x1b[2J "
-        "asked; weights aaaaaaaaaaaa there, bbbbbbbbbbbb asked; size [32, 32] there, [64, 64] "
-        "asked; mask_dir null there, /masks asked; added null there, 1.5 asked; dropped true "
-        "there, null asked. Nothing was touched: use another --output, or --overwrite to replace "
-        "them"
+        f"{output.path} holds features of other settings: --model fake:mean there, --model "
+        "fake:\\x1b[2J asked; no --mask_dir there, --mask_dir /masks asked. Nothing was touched: "
+        "to go on with what is there give --model fake:mean and no --mask_dir, else use another "
+        "--output, or --overwrite to replace them"
     )
     assert output.tree() == before
 

@@ -41,9 +41,11 @@ def choose_device(asked: str) -> tuple[str, str]:
     wanted = {"gpu": "cuda:0", "cuda": "cuda:0"}.get(asked, asked)
     if wanted not in there:
         known = re.fullmatch(r"cpu|mps|cuda:[0-9]+", wanted) is not None
+        has_none = known and wanted != "mps" and there[0][:4] != "cuda"
         problem = "not on this machine" if known else "no such device"
+        problem = "torch finds no CUDA GPU on this machine" if has_none else problem
         raise UsageError(
-            f"--device {asked}: {problem}; allowed is auto or one of {', '.join(there)}"
+            f"--device {asked}: {problem}; allowed is {', '.join(['auto', *there[:-1]])} or cpu"
         )
     return wanted, f"--device {asked}"
 

@@ -5,7 +5,8 @@
     failures*.jsonl     one line an image that failed and still stands failed
     lock-*              who works here now (lock.py)
 
-Knows no image and no network: fingerprints are flat dicts of plain values, compared field by field.
+Knows no image and no network: fingerprints are flat dicts of plain values, compared field by field
+(differences.py).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, Literal, Self
 
 import xxhash
 
+from featprep.differences import Fingerprint, differences
 from featprep.errors import FingerprintError, LockError, UsageError
 from featprep.journal import Line, LineIndex, append_lines, rewrite
 from featprep.lock import RunLock
@@ -29,7 +31,6 @@ from featprep.records import Failure, ImageRef
 from featprep.stores.base import EVERYTHING, output_error, write_whole
 
 State = Literal["missing", "done", "changed", "unrecorded"]
-Fingerprint = Mapping[str, Any]
 # What a line must have for its result to count as recorded.
 _WHOLE = {"source": str, "sha256": str, "shape": list, "dtype": str, "files": dict, "notes": list}
 
@@ -259,11 +260,11 @@ class Ledger:
         """Why what is there is not this run's, with the way out; None if it is."""
         if before is None:
             return _unknown_files(self.options.taken) if self.options.taken else None
-        different = _differences(before["fingerprint"], self._fingerprint)
+        different = differences(before["fingerprint"], self._fingerprint)
         if different:
             return (
-                f"features of other settings: {'; '.join(different)}. Nothing was touched: use "
-                "another --output, or --overwrite to replace them"
+                f"features of other settings: {different}use another --output, or --overwrite to "
+                "replace them"
             )
         if before["input"] != self.identity.input and not self.options.moved:
             return (
@@ -317,16 +318,3 @@ def _unknown_files(count: int) -> str:
         "(.featprep/run.json). Nothing was touched: use another --output, or --overwrite to "
         "replace them"
     )
-
-
-def _differences(there: Fingerprint, mine: Fingerprint) -> list[str]:
-    return [
-        f"{name} {_show(there.get(name))} there, {_show(mine.get(name))} asked"
-        for name in dict.fromkeys([*mine, *there])
-        if there.get(name) != mine.get(name)
-    ]
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value) if not isinstance(value, str) else value
-    return printable(text[:12] if len(text) == 64 else text)  # a digest says enough in 12

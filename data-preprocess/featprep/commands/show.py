@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,6 @@ from collections.abc import Sequence
 from featprep.commands.flags import Parser
 from featprep.errors import InputError
 from featprep.naming import printable
-from featprep.settings import nearest
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,9 +38,8 @@ def _check_out(out: str | None) -> None:
     if not os.path.isdir(folder):
         raise InputError(f"--out {printable(out)}: no folder {printable(folder)}; make it first")
     if not out.lower().endswith(".png"):
-        raise InputError(
-            f"--out {printable(out)}: the picture is a PNG; name it {printable(out)}.png"
-        )
+        name = printable(os.path.splitext(out)[0])
+        raise InputError(f"--out {printable(out)}: the picture is a PNG; name it {name}.png")
 
 
 def draw(output: str, key: str, out: str) -> tuple[int, int]:
@@ -55,9 +52,9 @@ def draw(output: str, key: str, out: str) -> tuple[int, int]:
 
     run = Run(output)
     if key not in run:
-        hint = nearest(key, itertools.islice(run, 10_000))
         raise InputError(
-            f"{output}: no result of key {key!r}.{hint} `ls {output}` shows what is there"
+            f"{output}: no result of key {key!r}.{run.nearest(key)} `ls {output}` shows what is "
+            "there"
         )
     try:
         feature, mask, _ = run[key]

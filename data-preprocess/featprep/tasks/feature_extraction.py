@@ -28,7 +28,7 @@ from featprep.errors import UsageError
 from featprep.records import AnyArray, Features
 from featprep.session import Session
 from featprep.settings import nearest
-from featprep.tasks.calls import Call
+from featprep.tasks.calls import Call, refuse_unknown
 from featprep.tasks.rows import RowEncoder
 
 Pool = bool | Literal["mean", "cls"] | None
@@ -36,6 +36,7 @@ Tensors = Literal["np", "pt", "list"]
 
 TASK = "image-feature-extraction"
 DEFAULT_MODEL = "hf:google/vit-base-patch16-224-in21k"
+_KEYWORDS = ("pool", "batch_size", "return_tensors", "timeout")
 _TENSORS = ("np", "pt", "list")
 
 
@@ -54,6 +55,7 @@ class FeatureExtraction:
         batch_size: int | None = None,
         return_tensors: Tensors = "np",
         timeout: float | None = None,
+        **unknown: Any,
     ) -> Any:
         """Features of one image, (1, tokens, C) or (1, D); of a list, a list of these; of a
         generator, an iterator or a dataset, an iterator of these that works as it is read.
@@ -64,6 +66,7 @@ class FeatureExtraction:
         address, 30 if not given. Raises UsageError, before any image is read, and ImageError with
         position and name of the first image that cannot be read or encoded.
         """
+        refuse_unknown(TASK, unknown, _KEYWORDS)
         way, convert = _way(self.spec, pool), _converter(return_tensors)
         call = Call(images, batch_size, timeout)
         rows = self._encoder.rows(call.given, way.want, batch_size, call.limits)
