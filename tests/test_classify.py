@@ -145,7 +145,7 @@ def test_a_model_without_texts_is_refused_with_what_there_is(
 ) -> None:
     code, lines, errors = classify(capsys, str(folder), "--labels", "a", "--model", "timm:tiny")
     assert (code, lines) == (2, [])
-    assert errors[0].startswith("featprep: --model timm:tiny: has no text tower; models of images")
+    assert errors[0].startswith("featprep: --model timm:tiny: no text tower; models of images")
 
 
 def test_the_commands_and_the_python_of_the_page_run_as_they_stand(

@@ -222,7 +222,7 @@ def test_more_texts_than_a_batch_give_each_its_vector() -> None:
 def test_a_model_without_texts_is_refused_with_some_that_have_them() -> None:
     for value in ("hf:tiny", "timm:tiny", "torchvision:resnet50"):
         assert refusal(value, UsageError) == (
-            f"--model {value}: has no text tower; models of images and texts have one, such as "
+            f"--model {value}: no text tower; models of images and texts have one, such as "
             "clip:ViT-B/32, openclip:ViT-B-32/laion2b_s34b_b79k or "
             "hf:google/siglip-base-patch16-224 (featprep models shows which, under text)"
         )

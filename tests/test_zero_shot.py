@@ -243,4 +243,13 @@ def test_bad_labels_and_templates_are_refused_before_any_image_is_read(
 def test_a_model_without_texts_is_refused() -> None:
     with pytest.raises(UsageError) as caught:
         featprep.pipeline(TASK, "hf:tiny")
-    assert str(caught.value).startswith("--model hf:tiny: has no text tower; models of images and")
+    assert str(caught.value).startswith("model='hf:tiny': no text tower; models of images and")
+
+
+def test_a_keyword_that_there_is_not_is_refused(tiny: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        tiny("/no/such/image.png", LABELS, hypothesis_templates="{}")
+    assert str(caught.value) == (
+        "a call of zero-shot-image-classification takes no 'hypothesis_templates'. Did you mean "
+        "hypothesis_template? There are: candidate_labels, hypothesis_template, batch_size, timeout"
+    )

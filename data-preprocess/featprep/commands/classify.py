@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from featprep.commands.console import Progress, say
 from featprep.commands.flags import Parser, add_settings, parsed_settings
+from featprep.config import parse_value
 from featprep.errors import InputError, UsageError
 from featprep.naming import printable
 from featprep.records import Failure, ImageRef
@@ -56,10 +57,7 @@ def make_parser() -> Parser:
 def main(argv: Sequence[str]) -> int:
     flags = make_parser().read(argv)
     labels, top = _labels(flags), _top(flags.top)
-    if not flags.model:
-        raise UsageError(
-            "--model is required: a model of images and texts, for example --model clip:ViT-B/32"
-        )
+    _model(flags.model)
     from featprep import images
 
     # Every file has a result of its own here: a.png and a.jpg write nothing.
@@ -79,11 +77,12 @@ def _tell(message: Warning | str, *_: object, **__: object) -> None:
 def _classify(
     flags: argparse.Namespace, labels: Sequence[str], top: int, source: Source, total: int
 ) -> int:
-    from featprep.tasks import models, pipeline, zero_shot
+    from featprep.tasks import models, zero_shot
 
     templates = zero_shot.check_templates(flags.template or zero_shot.DEFAULT_TEMPLATE)
     settings = parsed_settings({name: getattr(flags, name) for name in models.SETTINGS})
-    classifier = pipeline("zero-shot-image-classification", flags.model, **settings)
+    config = models.task_config(_model(flags.model), settings)
+    classifier = zero_shot.ZeroShotClassification(*models.open_towers(config))
     if classifier.spec.meaningless and not flags.quiet:
         say("note", f"{classifier.spec.name} has random weights: its scores carry no meaning")
     progress = Progress(total, 0, quiet=flags.quiet, verbose=False)
@@ -147,6 +146,16 @@ def _json(row: dict[str, object]) -> str:
 
 
 # --- flags
+
+
+def _model(asked: str | None) -> str:
+    if not asked:
+        raise UsageError(
+            "--model is required: a model of images and texts, for example --model clip:ViT-B/32"
+        )
+    if not isinstance(parse_value("model", asked), str):
+        raise UsageError(f"--model {shown(asked)}: classify takes one; run it for each in turn")
+    return asked
 
 
 def _labels(flags: argparse.Namespace) -> tuple[str, ...]:

@@ -41,7 +41,8 @@ class Parser(argparse.ArgumentParser):
         """argparse takes the last and says nothing. A switch may come again: --no_… undoes it."""
         for action in self._actions:
             flag = action.option_strings[-1] if action.option_strings else ""
-            values = _values_of(flag, words) if action.nargs != 0 else []
+            is_repeatable = action.nargs == 0 or isinstance(action, argparse._AppendAction)
+            values = [] if is_repeatable else _values_of(flag, words)
             if len(values) < 2:
                 continue
             item = FIELDS.get(flag.removeprefix("--"))

@@ -224,7 +224,8 @@ def load_text(name: ModelName, options: LoadOptions) -> TextEncoder:
         raise text_tower.refusal(name)
     if name.id == "tiny" and name.path is None:
         return tiny.load_tiny_text(name, options, row.load_text)
-    return row.load_text(name, options)
+    with _misspelt(name):
+        return row.load_text(name, options)
 
 
 def find_weights(name: ModelName) -> Found:

@@ -100,7 +100,7 @@ def scalar(item: Tensor) -> float:
 def refusal(name: ModelName) -> UsageError:
     """Of a model that has no text tower."""
     return UsageError(
-        f"--model {name}: has no text tower; models of images and texts have one, such as "
+        f"--model {name}: no text tower; models of images and texts have one, such as "
         "clip:ViT-B/32, openclip:ViT-B-32/laion2b_s34b_b79k or hf:google/siglip-base-patch16-224 "
         "(featprep models shows which, under text)"
     )

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import Any, Literal, overload
 
 from featprep.errors import UsageError
+from featprep.python_words import python_words
 from featprep.settings import nearest
 from featprep.tasks import feature_extraction, zero_shot
 from featprep.tasks.feature_extraction import FeatureExtraction
-from featprep.tasks.models import open_model, open_towers
+from featprep.tasks.models import open_model, open_towers, python_config
 from featprep.tasks.zero_shot import ZeroShotClassification
 
 Task = FeatureExtraction | ZeroShotClassification
@@ -24,7 +25,9 @@ def _extraction(model: str, settings: dict[str, Any]) -> FeatureExtraction:
 
 
 def _zero_shot(model: str, settings: dict[str, Any]) -> ZeroShotClassification:
-    return ZeroShotClassification(*open_towers(zero_shot.TASK, model, settings))
+    with python_words():
+        towers = open_towers(python_config(zero_shot.TASK, model, settings))
+        return ZeroShotClassification(*towers)
 
 
 # task → (what opens it, its model if none is given)

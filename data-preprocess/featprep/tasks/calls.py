@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from featprep.errors import UsageError
+from featprep.settings import nearest
 from featprep.tasks import inputs
+from featprep.tasks.models import SETTINGS
 from featprep.tasks.urls import UrlLimits
 
 
@@ -28,6 +30,19 @@ class Call:
         if self._shape == "stream":
             return results
         return next(results) if self._shape == "one" else list(results)
+
+
+def refuse_unknown(task: str, keywords: Collection[str], allowed: Sequence[str]) -> None:
+    """Raises UsageError for what a call of the task does not take."""
+    for name in keywords:
+        if name in SETTINGS:
+            raise UsageError(
+                f"{name} is a setting of the pipeline, not of a call: give it to featprep.pipeline"
+            )
+        raise UsageError(
+            f"a call of {task} takes no {name!r}.{nearest(name, allowed)} There are: "
+            f"{', '.join(allowed)}"
+        )
 
 
 def _check_batch_size(batch_size: int | None) -> None:

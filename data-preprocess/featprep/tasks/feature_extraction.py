@@ -16,7 +16,7 @@ get_image_features', not normalised.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -28,8 +28,7 @@ from featprep.errors import UsageError
 from featprep.records import AnyArray, Features
 from featprep.session import Session
 from featprep.settings import nearest
-from featprep.tasks.calls import Call
-from featprep.tasks.models import SETTINGS
+from featprep.tasks.calls import Call, refuse_unknown
 from featprep.tasks.rows import RowEncoder
 
 Pool = bool | Literal["mean", "cls"] | None
@@ -37,6 +36,7 @@ Tensors = Literal["np", "pt", "list"]
 
 TASK = "image-feature-extraction"
 DEFAULT_MODEL = "hf:google/vit-base-patch16-224-in21k"
+_KEYWORDS = ("pool", "batch_size", "return_tensors", "timeout")
 _TENSORS = ("np", "pt", "list")
 
 
@@ -66,7 +66,7 @@ class FeatureExtraction:
         address, 30 if not given. Raises UsageError, before any image is read, and ImageError with
         position and name of the first image that cannot be read or encoded.
         """
-        _refuse_unknown(unknown)
+        refuse_unknown(TASK, unknown, _KEYWORDS)
         way, convert = _way(self.spec, pool), _converter(return_tensors)
         call = Call(images, batch_size, timeout)
         rows = self._encoder.rows(call.given, way.want, batch_size, call.limits)
@@ -74,19 +74,6 @@ class FeatureExtraction:
 
     def __repr__(self) -> str:
         return f"<{TASK} with {self.spec.name}>"
-
-
-def _refuse_unknown(keywords: Collection[str]) -> None:
-    allowed = ("pool", "batch_size", "return_tensors", "timeout")
-    for name in keywords:
-        if name in SETTINGS:
-            raise UsageError(
-                f"{name} is a setting of the pipeline, not of a call: give it to featprep.pipeline"
-            )
-        raise UsageError(
-            f"a call of {TASK} takes no {name!r}.{nearest(name, allowed)} There are: "
-            f"{', '.join(allowed)}"
-        )
 
 
 @dataclass(frozen=True, slots=True)

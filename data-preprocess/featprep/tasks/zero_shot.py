@@ -7,18 +7,18 @@ each sentence, once for a set of labels, and an image scores by its cosine with 
 from __future__ import annotations
 
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from featprep.encoders.base import EncoderSpec, TextEncoder, Want
 from featprep.errors import UsageError
+from featprep.python_words import warn_caller
 from featprep.records import Failure, Features
 from featprep.session import Session
 from featprep.settings import shown
 from featprep.tasks import scores
-from featprep.tasks.calls import Call
+from featprep.tasks.calls import Call, refuse_unknown
 from featprep.tasks.rows import RowEncoder
 from featprep.tasks.scores import Float64
 from featprep.tasks.urls import UrlLimits
@@ -30,6 +30,7 @@ KEPT_SETS = 8  # of labels; a thousand labels of 768 numbers are 6 MB
 
 Ranking = list[dict[str, Any]]
 _IMAGE = Want(pooled=True)
+_KEYWORDS = ("candidate_labels", "hypothesis_template", "batch_size", "timeout")
 
 
 class ZeroShotClassification:
@@ -50,6 +51,7 @@ class ZeroShotClassification:
         *,
         batch_size: int | None = None,
         timeout: float | None = None,
+        **unknown: Any,
     ) -> Any:
         """Of one image a list of {"score", "label"}, the highest first; of a list a list of these;
         of a generator, an iterator or a dataset, an iterator of these.
@@ -60,6 +62,7 @@ class ZeroShotClassification:
         SigLIP2 a sigmoid of each. Raises UsageError, before any image is read, and ImageError with
         position and name of the first image that cannot be read or encoded.
         """
+        refuse_unknown(TASK, unknown, _KEYWORDS)
         call = Call(images, batch_size, timeout)
         labels = check_labels(candidate_labels, "candidate_labels=[…]")
         vectors = self._labels.of(labels, check_templates(hypothesis_template))
@@ -121,10 +124,9 @@ class LabelVectors:
         long = self._tower.too_long(texts)
         if long:
             count = "1 text is" if len(long) == 1 else f"{len(long):,} texts are"
-            warnings.warn(
+            warn_caller(
                 f"{count} longer than the {self._tower.context} tokens of {self._tower.name}, and "
-                f"truncated: {shown(long[0], 60)}",
-                stacklevel=5,
+                f"truncated: {shown(long[0], 60)}"
             )
 
 
@@ -167,6 +169,6 @@ def _said(given: Any) -> str:
 def _check_image_tower(spec: EncoderSpec) -> None:
     if not spec.pooled:
         raise UsageError(
-            f"--model {spec.name}: gives no vector of a whole image to hold against texts; "
+            f"{spec.name} gives no vector of a whole image to hold against texts; "
             "clip:ViT-B/32 and hf:google/siglip-base-patch16-224 do"
         )
