@@ -558,6 +558,19 @@ def test_plan_refuses_what_the_run_would_refuse_and_counts_changed_images(bench:
     ]
 
 
+def test_a_result_cut_short_since_is_planned_and_made_again(bench: Bench) -> None:
+    for name in ("a.png", "b.png"):
+        bench.image(name)
+    assert bench.run() == 0
+    whole = bench.tree()
+    os.truncate(bench.output / "a.npy", 200)
+    assert bench.run("--plan") == 0
+    assert "there       2 results, 1 damaged; 0 missing\n" in bench.said
+    assert bench.run() == 0
+    assert "done     1 encoded, 1 skipped, 0 failed\n" in bench.said
+    assert bench.tree() == whole
+
+
 def test_another_setting_is_refused_before_the_weights_load(bench: Bench) -> None:
     bench.image("a.png")
     bench.run("--size", "32")

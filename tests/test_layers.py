@@ -28,7 +28,7 @@ LAYERS = {
     ],
     "parts": ["encoders.*", "references.*", "stores.*", "sources", "ledger", "journal", "lock"],
     "pipeline": [
-        "decoding", "batching", "runner", "recording", "resolve", "session", "tasks.*",
+        "decoding", "batching", "runner", "recording", "standing", "resolve", "session", "tasks.*",
         "certify", "certify_cases", "overhead", "published", "verify", "bench", "show", "runs",
         "api",
     ],

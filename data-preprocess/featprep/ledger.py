@@ -28,7 +28,7 @@ from featprep.naming import RESERVED, is_in_shard, printable
 from featprep.records import Failure, ImageRef
 from featprep.stores.base import EVERYTHING, output_error, write_whole
 
-State = Literal["missing", "done", "changed", "unrecorded"]
+State = Literal["missing", "done", "changed", "damaged", "unrecorded"]
 Fingerprint = Mapping[str, Any]
 # What a line must have for its result to count as recorded.
 _WHOLE = {"source": str, "sha256": str, "shape": list, "dtype": str, "files": dict, "notes": list}
@@ -151,15 +151,20 @@ class Ledger:
     def failures(self) -> int:
         return len(self._failures)
 
-    def state(self, ref: ImageRef, has_feature: bool) -> State:
-        """What is known of an image, given whether its feature file stands."""
+    def state(
+        self, ref: ImageRef, has_feature: bool, is_whole: Callable[[Line], bool] = lambda line: True
+    ) -> State:
+        """What is known of an image, given whether its feature file stands, and a way to ask
+        whether the files of a record are what it says."""
         if not has_feature:
             return "missing"
         line = self.line(ref.key)
         if line is None:
             return "unrecorded"
         there = (line["source"], line.get("size"), line.get("mtime_ns"))
-        return "done" if there == (ref.source, ref.size, ref.mtime_ns) else "changed"
+        if there != (ref.source, ref.size, ref.mtime_ns):
+            return "changed"
+        return "done" if is_whole(line) else "damaged"
 
     def line(self, key: str) -> Line | None:
         """The record of a result, if there is one with all that belongs to it."""

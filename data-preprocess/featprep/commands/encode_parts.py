@@ -16,10 +16,10 @@ from featprep.encoders.base import ModelName, StorageDtype
 from featprep.errors import UsageError
 from featprep.ledger import Ledger, LedgerOptions, RunIdentity, read_run, tag_of
 from featprep.naming import fold, folder_of_encoder, printable
-from featprep.recording import count_done
 from featprep.resolve import by_patch, fingerprint, resolve, want_of
 from featprep.session import Session
 from featprep.sources import Census, Selection, Source, folds_case
+from featprep.standing import count_done
 from featprep.stores.npy_tree import NpyTreeStore
 
 
