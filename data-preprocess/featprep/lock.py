@@ -73,6 +73,14 @@ class RunLock:
         except OSError:  # nobody is kept out: whoever comes next finds our pid or our lease dead
             return
 
+    def ask(self) -> None:
+        """Raise LockError if a living run holds it now, and make nothing: for who will hold it
+        once the weights are loaded, and would have loaded them for nothing."""
+        try:
+            self._refuse_overlaps()
+        except OSError:  # no such folder yet, or trouble that `__enter__` tells
+            return
+
     def check(self) -> None:
         """Raise LockError if another run took over. One that was suspended, or cut off from its
         file system, for longer than the lease finds out here, before it writes beside the other."""
