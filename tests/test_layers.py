@@ -29,8 +29,8 @@ LAYERS = {
     "parts": ["encoders.*", "references.*", "stores.*", "sources", "ledger", "journal", "lock"],
     "pipeline": [
         "decoding", "batching", "runner", "recording", "standing", "resolve", "session", "tasks.*",
-        "certify", "certify_cases", "overhead", "published", "verify", "bench", "show", "runs",
-        "api",
+        "certify", "certify_cases", "overhead", "published", "bench", "show", "runs",
+        "verify", "verify_result", "aside", "status", "api",
     ],
     "commands": ["commands.*"],
     "faces": ["cli", "__main__", ""],

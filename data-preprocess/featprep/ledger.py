@@ -90,6 +90,11 @@ def read_run(output: str) -> dict[str, Any] | None:
     return run
 
 
+def is_record(line: Line) -> bool:
+    """Does a line have all that belongs to a result? Else the key's record holds no more."""
+    return all(isinstance(line.get(name), kind) for name, kind in _WHOLE.items())
+
+
 class Ledger:
     """Open from `__enter__` (lock, then identity) to `__exit__`; one thread at a time may write.
 
@@ -169,8 +174,7 @@ class Ledger:
     def line(self, key: str) -> Line | None:
         """The record of a result, if there is one with all that belongs to it."""
         line = self._results.get(key)
-        is_whole = line and all(isinstance(line.get(name), kind) for name, kind in _WHOLE.items())
-        return line if is_whole else None
+        return line if line and is_record(line) else None
 
     def record(self, lines: Iterable[Line]) -> None:
         """Append finished images, after their files have their names."""

@@ -149,7 +149,7 @@ class NpyTreeStore:
 
     def remove(self, key: str) -> None:
         """See Store. A key that could not have been written has no result."""
-        if self._leads_out(key):
+        if self.leads_out(key):
             return
         self._unlink(key + FEATURE)
         if self.own_meta(key) is not None:
@@ -176,7 +176,7 @@ class NpyTreeStore:
             return set()
         except OSError as error:
             raise output_error(path, error, "list") from error
-        if sweep and not self._leads_out(f"{folder}/x" if folder else "x"):
+        if sweep and not self.leads_out(f"{folder}/x" if folder else "x"):
             for name in names:
                 if is_temporary(name, self.tag):
                     self._unlink(f"{folder}/{name}" if folder else name)
@@ -199,10 +199,10 @@ class NpyTreeStore:
     def _check_inside(self, key: str) -> None:
         if is_reserved(key):
             raise ImageError("its key names no place in the output; rename the image", "store")
-        if self._leads_out(key):
+        if self.leads_out(key):
             raise ImageError("a link in the output leads outside it; remove the link", "store")
 
-    def _leads_out(self, key: str) -> bool:
+    def leads_out(self, key: str) -> bool:
         """No key and no linked folder in the output may carry results out of it."""
         folder = key.rpartition("/")[0]
         if is_reserved(key):
