@@ -25,7 +25,7 @@ from featprep.ledger import (
 )
 from featprep.lock import RunLock
 from featprep.naming import fold, folder_of_encoder, printable
-from featprep.resolve import Resolved, by_patch, fingerprint, resolve, want_of
+from featprep.resolve import Resolved, by_patch, fingerprint, fixed, resolve, want_of
 from featprep.session import Session
 from featprep.sources import Census, Selection, Source, folds_case
 from featprep.standing import count_done
@@ -133,7 +133,9 @@ def _expected(
     precision = Precision(before.get("compute", "float32"), resolved.want.dtype, "")
     mine = fingerprint(config, spec, before.get("weights", ""), resolved, precision)
     asked_of_model = "cells" if config.grid else "grid"
-    return {**mine, asked_of_model: before.get(asked_of_model)}
+    size = config.batch_size or before.get("batch_size")
+    decided = fixed(config, before.get("threads"), size)
+    return {**mine, **decided, asked_of_model: before.get(asked_of_model)}
 
 
 def further_layers(config: EncodeConfig, name: ModelName) -> tuple[int, ...]:
@@ -144,11 +146,16 @@ def further_layers(config: EncodeConfig, name: ModelName) -> tuple[int, ...]:
     return tuple(sorted(wants.check(spec, want_of(config, "float32")).layers[1:]))
 
 
-def batch_size_before(config: EncodeConfig) -> int | None:
-    """`auto` is resolved once for an output: maps of one run are made in batches of one size."""
-    before = None if config.overwrite else read_run(config.output)
-    size = before.get("about", {}).get("batch_size") if before else None
-    return size if isinstance(size, int) and size > 0 else None
+def decided_before(config: EncodeConfig) -> tuple[int | None, int | None]:
+    """What is decided once for an output: the batch size that `auto` came to, since maps of one run
+    are made in batches of one size, and with --deterministic the threads."""
+    before = (None if config.overwrite else read_run(config.output)) or {}
+    size = before.get("about", {}).get("batch_size")
+    return _count(size), _count(before.get("fingerprint", {}).get("threads"))
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
 
 
 def _survey(config: EncodeConfig, layers: Sequence[int]) -> tuple[NpyTreeStore, Source, Census]:
