@@ -1,11 +1,12 @@
-"""What digests cost a run: the same images encoded with and without them, and with other hashes.
+"""What digests cost a run: the same images encoded with and without them.
 
-    python scripts/measure_digests.py FOLDER [--rounds 9] [--repeat 4] [--model ARCHITECTURE]
+    python scripts/measure_digests.py FOLDER [--rounds 15] [--repeat 1] [--model ARCHITECTURE]
 
 A timm architecture with full-size random weights, by default CLIP B/32's tower. The switch is here
 alone: digests are replaced in this process, which decodes too, so that every cost falls on one
-clock. Rounds alternate and each begins with another variant, since machines drift. Prints what each
-variant adds to a run without digests, in processor seconds, per round and as the median.
+clock, the processor's. Prints what digests add to a run without, per round and as the median; the
+first of a pair changes from round to round, since machines drift. Then, of one run each, the share
+that the digests themselves took, with this hash of the files written and with others.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "data-preprocess"))
@@ -47,14 +49,38 @@ class Nothing:
         return "0" * 32
 
 
-# of the source image, of the files written
-VARIANTS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "none": (Nothing, Nothing),
-    "sha256 of sources alone": (hashlib.sha256, Nothing),
-    "sha256, files xxh3 (shipped)": (hashlib.sha256, xxhash.xxh3_128),
-    "sha256, files sha256": (hashlib.sha256, hashlib.sha256),
-    "sha256, files blake2b": (hashlib.sha256, hashlib.blake2b),
+class Timed:
+    """A hash that adds up what it costs."""
+
+    spent: ClassVar[dict[str, float]] = {"sources": 0.0, "files": 0.0}
+
+    def __init__(self, of: str, make: Callable[..., Any], data: bytes = b"") -> None:
+        self._of = of
+        began = time.thread_time()
+        self._hash = make(data)
+        self._add(began)
+
+    def _add(self, began: float) -> None:
+        self.spent[self._of] += time.thread_time() - began
+
+    def update(self, data: bytes) -> None:
+        began = time.thread_time()
+        self._hash.update(data)
+        self._add(began)
+
+    def hexdigest(self) -> str:
+        digest: str = self._hash.hexdigest()
+        return digest
+
+
+FILES: dict[str, Callable[..., Any]] = {
+    "xxh3_128": xxhash.xxh3_128,
+    "sha256": hashlib.sha256,
+    "blake2b": hashlib.blake2b,
 }
+Hashes = tuple[Callable[..., Any], Callable[..., Any]]  # of the source image, of the files written
+NONE: Hashes = (Nothing, Nothing)
+SHIPPED: Hashes = (hashlib.sha256, xxhash.xxh3_128)
 
 
 class InlinePool:
@@ -77,8 +103,7 @@ class InlinePool:
 
 def rates() -> None:
     data = os.urandom(1 << 24)
-    for name, make in (("xxh3_128", xxhash.xxh3_128), ("sha256", hashlib.sha256),
-                       ("blake2b", hashlib.blake2b)):  # fmt: skip
+    for name, make in FILES.items():
         took = []
         for _ in range(9):
             began = time.process_time()
@@ -87,9 +112,9 @@ def rates() -> None:
         print(f"{name:<10} {len(data) / statistics.median(took) / 1e9:6.2f} GB/s")
 
 
-def seconds(words: list[str], variant: str) -> float:
+def seconds(words: list[str], hashes: Hashes) -> float:
     """Processor seconds of one run into a new folder."""
-    of_source, of_files = VARIANTS[variant]
+    of_source, of_files = hashes
     with (
         tempfile.TemporaryDirectory() as output,
         mock.patch.object(decoding, "hashlib", SimpleNamespace(sha256=of_source)),
@@ -107,8 +132,8 @@ def seconds(words: list[str], variant: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--repeat", type=int, default=4, help="times each image is taken")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--repeat", type=int, default=1, help="times each image is taken")
     parser.add_argument("--model", default="vit_base_patch32_clip_224", help="timm's name")
     flags = parser.parse_args()
     rates()
@@ -124,8 +149,10 @@ def main() -> None:
         model = f"timm:{flags.model}={weights}"
         words = ["--input", str(source), "--model", model, "--device", "cpu", "--names", "full"]
         keep_encoder()
-        seconds(words, "none")  # imports, caches
-        compare(words, flags.rounds, len(paths) * flags.repeat)
+        seconds(words, NONE)  # imports, caches
+        print(f"{len(paths) * flags.repeat} images, {flags.rounds} rounds")
+        compare(words, flags.rounds)
+        shares(words)
 
 
 def keep_encoder() -> None:
@@ -139,19 +166,26 @@ def keep_encoder() -> None:
     mock.patch.object(encode_run, "open_session", open_session).start()
 
 
-def compare(words: list[str], rounds: int, images: int) -> None:
-    names = list(VARIANTS)
-    taken: dict[str, list[float]] = {name: [] for name in names}
+def compare(words: list[str], rounds: int) -> None:
+    added, without = [], []
     for number in range(rounds):
-        start = number % len(names)
-        for name in names[start:] + names[:start]:
-            taken[name].append(seconds(words, name))
-    none = taken["none"]
-    print(f"{images} images, {rounds} rounds, {statistics.median(none):.2f} s of processor without")
-    for name in names[1:]:
-        added = sorted(a / b - 1 for a, b in zip(taken[name], none, strict=True))
-        median = statistics.median(added)
-        print(f"{name:<30} {median:+7.2%}   from {added[0]:+.2%} to {added[-1]:+.2%}")
+        pair = (NONE, SHIPPED) if number % 2 else (SHIPPED, NONE)
+        took = {hashes: seconds(words, hashes) for hashes in pair}
+        added.append(took[SHIPPED] / took[NONE] - 1)
+        without.append(took[NONE])
+    told = statistics.median(added), *statistics.quantiles(added)[::2], min(added), max(added)
+    print(f"without digests {statistics.median(without):.2f} s of processor")
+    print("with them {:+.2%}, quartiles {:+.2%} {:+.2%}, from {:+.2%} to {:+.2%}".format(*told))
+
+
+def shares(words: list[str]) -> None:
+    for name, make in FILES.items():
+        Timed.spent.update(sources=0.0, files=0.0)
+        took = seconds(
+            words, (partial(Timed, "sources", hashlib.sha256), partial(Timed, "files", make))
+        )
+        parts = (f"{of} {spent / took:.3%}" for of, spent in Timed.spent.items())
+        print(f"files by {name:<10} share of the run: {', '.join(parts)}")
 
 
 if __name__ == "__main__":
