@@ -221,8 +221,22 @@ class Ledger:
             self._remove_results(older)
         self._write_run()
         self._results = LineIndex(self.folder, "results-*.jsonl", self._may_hold_ours)
+        self._catch_up()
         self._failures = LineIndex(self.folder, os.path.basename(self.failures_path))
         self._failed_now = LineIndex(self.folder, "")
+
+    def _catch_up(self) -> None:
+        """Say again in our file what another one says later of the same key: ours is about to be
+        written, and the file last written has the last word."""
+        own = os.path.basename(self.results_path)
+        others = [name for name in os.listdir(self.folder) if name.startswith("results-")]
+        if not any(name != own and self._may_hold_ours(name) for name in others):
+            return
+        with contextlib.closing(LineIndex(self.folder, own)) as lines:
+            for line in lines:
+                later = self._results.get(line["key"])
+                if later is not None and later != line:
+                    self._append(self.results_path, [later])
 
     def _may_hold_ours(self, name: str) -> bool:
         """Other shards of this split record other images: theirs need not be read."""
