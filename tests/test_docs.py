@@ -178,7 +178,12 @@ def test_the_readme_is_for_a_newcomer() -> None:
 
 
 def test_every_command_there_is_stands_in_a_document() -> None:
-    text = "".join((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
+    documents = [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+    ]
+    text = "".join(path.read_text() for path in documents)
     assert [name for name in COMMANDS if f"featprep {name}" not in text] == []
 
 

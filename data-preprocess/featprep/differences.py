@@ -79,6 +79,8 @@ _FLAGS: dict[str, Words] = {
     "alpha_threshold": _valued("--alpha_threshold"),
     "mask_dir": _valued("--mask_dir"),
     "names": _valued("--names"),
+    "deterministic": _switch("deterministic"),
+    "batch_size": _valued("--batch_size"),
 }
 # What follows from another setting that differs, and would only tell the same again.
 _FOLLOWS = {
@@ -87,6 +89,7 @@ _FOLLOWS = {
     "tile": ("overlap",),
     "layer": ("norm",),
     "feature": ("norm",),
+    "deterministic": ("threads", "batch_size"),
 }
 
 
