@@ -114,6 +114,18 @@ def test_another_encoder_is_told_alone_and_other_weights_have_no_way_back() -> N
     )
 
 
+def test_threads_and_batch_size_of_a_deterministic_run_follow_from_its_flag() -> None:
+    run = _made("")
+    fixed = {**run, "deterministic": True, "threads": 2, "batch_size": 8}
+    assert differences(fixed, run) == (
+        "--deterministic there, --no_deterministic asked. Nothing was touched: to go on with what "
+        "is there give --deterministic, else "
+    )
+    assert differences(fixed, {**fixed, "threads": 4}) == (
+        "threads 2 there, threads 4 asked. Nothing was touched: "
+    )
+
+
 def test_what_no_flag_says_is_told_by_its_name_where_no_flag_differs() -> None:
     run = _made("")
     assert differences(run, {**run, "kernel": "lanczos", "scale_to": 3}) == (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -13,15 +14,19 @@ import yaml
 from featprep import encoders
 from featprep.cli import COMMANDS, main
 from featprep.commands import fetch
-from featprep.commands.certify import certify_parser
 from featprep.commands.encode import SCRIPTS
-from featprep.commands.flags import encode_parser, read_config
+from featprep.commands.flags import Parser, encode_parser, read_config
 from featprep.config import markdown_table, read_yaml
 from featprep.encoders import copies
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "README.zh-CN.md"]
+READMES = ["README.md", "README.zh-CN.md"]
+DOCUMENTS = [
+    *READMES,
+    "configs/README.md",
+    *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")),
+]
 
 
 def _commands(document: str) -> list[str]:
@@ -31,8 +36,15 @@ def _commands(document: str) -> list[str]:
     return [line.split("  #")[0].strip() for line in lines if line.strip() and line[0] != "#"]
 
 
+def _parser(command: str) -> Parser:
+    if command == "encode":
+        return encode_parser("x", "x")
+    parser: Parser = importlib.import_module(COMMANDS[command][0]).make_parser()
+    return parser
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_encoding_command_of_a_document_is_parsed_by_its_parser(document: str) -> None:
+def test_every_command_of_a_document_is_parsed_by_its_parser(document: str) -> None:
     seen = 0
     for line in _commands(document):
         found = re.match(r"\./scripts/encode_(clip|dino)_features\.sh (.*)", line)
@@ -42,11 +54,16 @@ def test_every_encoding_command_of_a_document_is_parsed_by_its_parser(document: 
             )
             assert config.input == "photos"
             seen += 1
-    assert seen >= 3
+        elif line.startswith("featprep "):
+            _, command, *words = shlex.split(line, comments=True)
+            if "…" not in line:
+                _parser(command).read(words)
+                seen += 1
+    assert seen >= 3 or document not in READMES
 
 
-def test_what_the_readme_fetches_is_what_its_next_commands_name() -> None:
-    lines = _commands("README.md")
+def test_what_is_fetched_is_what_the_next_commands_name() -> None:
+    lines = _commands("docs/offline.md")
     (line,) = [line for line in lines if line.startswith("featprep fetch ")]
     flags = fetch.make_parser().read(shlex.split(line)[2:])
     names = [encoders.resolve(value, "any") for value in flags.model]
@@ -60,16 +77,17 @@ def test_what_the_readme_fetches_is_what_its_next_commands_name() -> None:
 def test_every_script_and_file_a_document_names_is_there(document: str) -> None:
     text = (ROOT / document).read_text()
     named = re.findall(r"(?:\./)?((?:scripts|configs|docs|tests)/[\w./]+\.\w+)", text)
-    named += re.findall(r"\]\(([\w./-]+\.\w+)\)", text)
-    assert named
+    assert named or document not in READMES
     assert [name for name in named if not (ROOT / name).exists()] == []
+    links = re.findall(r"\]\(([\w./-]+\.\w+)[)#]", text)
+    assert [link for link in links if not (ROOT / document).parent.joinpath(link).exists()] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_flag_a_document_names_is_one(document: str) -> None:
-    flags = set(encode_parser("x", "x")._option_string_actions)
-    flags |= set(certify_parser()._option_string_actions)
-    others = {"--out", "--index-url", "--extra-index-url", "--to", "--local-dir"}
+    flags = {flag for command in COMMANDS for flag in _parser(command)._option_string_actions}
+    others = {"--index-url", "--extra-index-url", "--local-dir", "--version", "--switch"}
+    others.add("--no_switch")  # what stands for any of them
     named = set(re.findall(r"(?<![\w-])--[a-z_]+[\w-]*", (ROOT / document).read_text()))
     assert {flag for flag in named if flag not in flags | others} == set()
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from featprep import encoders
 from featprep.commands import encode, encode_run
 from featprep.decoding import prepare, prepare_job
 from featprep.encoders.base import EncoderSpec, ModelName
+from featprep.lock import RunLock
 from featprep.session import Session
 from PIL import Image
 
@@ -587,27 +589,72 @@ def test_plan_refuses_what_the_run_would_refuse_and_counts_changed_images(bench:
     assert bench.run("--plan", *words) == 2
     assert "--model hf:other there, --model hf:tiny asked" in bench.said
     (folder / "run.json").unlink()
-    found = path.stat()
-    line = {"key": "a", "source": "a.png", "size": found.st_size, "mtime_ns": found.st_mtime_ns}
-    (folder / "results-all.jsonl").write_text(json.dumps(line) + "\n")
-    (bench.output / "a.npy").write_bytes(b"")
-    assert bench.run("--plan", *words) == 0
+    assert bench.run() == 0
+    (bench.output / "b.npy").unlink()
+    assert bench.run("--plan") == 0
     assert bench.said.splitlines()[1] == "there       1 results; 1 missing"
     os.utime(path, ns=(1, 1))
-    assert bench.run("--plan", *words) == 0
+    assert bench.run("--plan") == 0
     assert bench.said.splitlines()[1:3] == [
         "there       1 results, 1 of images that changed since; 1 missing",
-        "to write    132 kB: 2 × (64,16,16) float32, 66.0 kB each",
+        "to write    928 B: 2 × (3,4,4) float32, 464 B each",
     ]
+
+
+def test_a_result_cut_short_since_is_planned_and_made_again(bench: Bench) -> None:
+    for name in ("a.png", "b.png"):
+        bench.image(name)
+    assert bench.run() == 0
+    whole = bench.tree()
+    os.truncate(bench.output / "a.npy", 200)
+    assert bench.run("--plan") == 0
+    assert "there       2 results, 1 damaged; 0 missing\n" in bench.said
+    assert bench.run() == 0
+    assert "done     1 encoded, 1 skipped, 0 failed\n" in bench.said
+    assert bench.tree() == whole
+
+
+def never(*_: object, **__: object) -> Session:
+    raise AssertionError("the weights were loaded")
+
+
+@pytest.mark.parametrize("described", [True, False], ids=["known", "unknown"])
+@pytest.mark.parametrize(("held", "asked"), [("all", []), ("2-of-3", ["--shard", "2/3"])])
+def test_an_output_that_another_run_works_on_is_refused_before_the_weights_load(
+    bench: Bench, described: bool, held: str, asked: list[str]
+) -> None:
+    bench.image("a.png")
+    bench.opener, bench.described = never, described
+    with RunLock(str(bench.output / ".featprep"), held):
+        assert bench.run(*asked) == 2
+        shard = " shard 2/3 of" if asked else ""
+        assert bench.said == (
+            f"featprep: another run works on{shard} {bench.output}: pid {os.getpid()} on host "
+            f"{socket.gethostname()}. Wait for it or stop it\n"
+        )
+        assert bench.run(*asked, "--plan") == 0
+
+
+@pytest.mark.parametrize("described", [True, False], ids=["known", "unknown"])
+def test_files_that_no_run_made_are_refused_before_the_weights_load(
+    bench: Bench, described: bool
+) -> None:
+    bench.image("a.png")
+    bench.output.mkdir()
+    (bench.output / "a.npy").write_bytes(b"mine")
+    bench.opener, bench.described = never, described
+    assert bench.run() == 2
+    assert bench.said == (
+        f"featprep: {bench.output} holds files where 1 results would go, and no record of the run "
+        "that made them (.featprep/run.json). Nothing was touched: use another --output, or "
+        "--overwrite to replace them\n"
+    )
+    assert os.listdir(bench.output) == ["a.npy"]
 
 
 def test_another_setting_is_refused_before_the_weights_load(bench: Bench) -> None:
     bench.image("a.png")
     bench.run("--size", "32")
-
-    def never(*_: object, **__: object) -> Session:
-        raise AssertionError("the weights were loaded")
-
     bench.opener = never
     assert bench.run("--size", "64") == 2
     assert "--size 32 there, --size 64 asked" in bench.said

@@ -31,9 +31,9 @@ LAYERS = {
     ],
     "parts": ["encoders.*", "references.*", "stores.*", "sources", "ledger", "journal", "lock"],
     "pipeline": [
-        "decoding", "batching", "runner", "recording", "resolve", "session", "tasks.*",
-        "certify", "certify_cases", "overhead", "published", "verify", "bench", "show", "runs",
-        "replay", "api",
+        "decoding", "batching", "runner", "recording", "standing", "resolve", "session", "tasks.*",
+        "certify", "certify_cases", "overhead", "published", "bench", "show", "runs",
+        "verify", "verify_result", "aside", "status", "replay", "api",
     ],
     "commands": ["commands.*"],
     "faces": ["cli", "__main__", ""],

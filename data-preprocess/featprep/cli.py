@@ -16,6 +16,8 @@ from featprep.settings import nearest
 COMMANDS = {
     "encode": ("featprep.commands.encode", "images → feature maps and masks"),
     "show": ("featprep.commands.show", "one result as a picture: image | mask | components"),
+    "verify": ("featprep.commands.verify", "are the results what was recorded of them?"),
+    "status": ("featprep.commands.status", "how far an output is, and in which settings"),
     "classify": ("featprep.commands.classify", "which of some labels each image shows"),
     "heatmap": ("featprep.commands.heatmap", "where texts are in stored maps"),
     "vectorize": ("featprep.commands.vectorize", "images → one vector each, of several models too"),

@@ -149,6 +149,11 @@ class EncodeConfig:
     batch_size: int | None = _setting(
         None, kinds.count(1, auto=True), "images a forward pass", "auto"
     )
+    deterministic: bool = _setting(
+        False,
+        kinds.switch(),
+        "the same bytes after any resume: threads, kernels and batch size are fixed for the output",
+    )
     workers: int | None = _setting(
         None, kinds.count(1, auto=True, example=4), "processes that read and decode", "auto"
     )

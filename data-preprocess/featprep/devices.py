@@ -130,6 +130,15 @@ def _bytes_an_image(spec: EncoderSpec, size: tuple[int, int]) -> int:
     return (1 + spec.registers + rows * columns) * spec.hidden_dim * 4 * 20
 
 
+def fix_threads(before: int | None) -> int:
+    """How many CPU threads --deterministic keeps: as many as an output began with, else as many as
+    torch takes here. Makes cuBLAS take one path, which must be said before CUDA starts."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return before or torch.get_num_threads()
+
+
 def choose_workers(asked: int | None = None, cores: int | None = None) -> tuple[int, str]:
     """(decoding processes, reason); `cores`: those this process may use, if not given."""
     if asked is not None:

@@ -81,6 +81,8 @@ _FLAGS: dict[str, Words] = {
     "names": _valued("--names"),
     "models": _valued("--models", _listed),  # of vectors
     "normalize": _valued("--normalize"),
+    "deterministic": _switch("deterministic"),
+    "batch_size": _valued("--batch_size"),
 }
 # What follows from another setting that differs, and would only tell the same again.
 _FOLLOWS = {
@@ -89,6 +91,7 @@ _FOLLOWS = {
     "tile": ("overlap",),
     "layer": ("norm",),
     "feature": ("norm",),
+    "deterministic": ("threads", "batch_size"),
 }
 
 

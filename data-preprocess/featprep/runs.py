@@ -136,10 +136,25 @@ def _array_text(array: AnyArray) -> str:
     return f"({', '.join(map(str, array.shape))}) {array.dtype}"
 
 
+def outputs_in(path: str) -> list[tuple[str, str]]:
+    """(title, folder) of every output there: of one encoder the folder itself, without a title;
+    of several each one's folder, by its name. Raises InputError where no run wrote."""
+    if read_run(path) is not None:
+        return [("", path)]
+    names = _encoder_folders(path)
+    if not names:
+        Run(path)  # which says why not
+    return [(name, os.path.join(path, name)) for name in names]
+
+
 def _below(path: str) -> str:
     """The way on from the output of several encoders."""
-    runs = sorted(run.parent.name for run in Path(path).glob(f"*/{RESERVED}"))
-    return f"; give one encoder's folder in it: {', '.join(map(printable, runs))}" if runs else ""
+    names = _encoder_folders(path)
+    return f"; give one encoder's folder in it: {', '.join(map(printable, names))}" if names else ""
+
+
+def _encoder_folders(path: str) -> list[str]:
+    return sorted(run.parent.parent.name for run in Path(path).glob(f"*/{RESERVED}/run.json"))
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:

@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     return table.exit_code(done)
 
 
-def certify_parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser("featprep certify", _DESCRIPTION)
     switches = {
         "all": "one model of every architecture",
@@ -78,7 +78,7 @@ def certify_parser() -> Parser:
 
 
 def _read(argv: Sequence[str]) -> argparse.Namespace:
-    flags = certify_parser().read(argv)
+    flags = make_parser().read(argv)
     _check(flags)
     return flags
 

@@ -14,11 +14,12 @@ from featprep.commands.console import counted, say, shape_text, size_text, time_
 from featprep.commands.encode_parts import Part
 from featprep.config import FIELDS, EncodeConfig
 from featprep.naming import printable
-from featprep.recording import Recorder, count_changed
+from featprep.recording import Recorder
 from featprep.resolve import Resolved, by_patch, resolve
 from featprep.runner import Lane, Totals
 from featprep.session import Session
 from featprep.sources import Census
+from featprep.standing import count_changed
 from featprep.stores.base import write_whole
 
 
@@ -27,10 +28,11 @@ def print_plan(config: EncodeConfig, parts: Sequence[Part]) -> None:
     print(f"input       {_input_text(config, parts[0].census)}")
     total = 0
     for part in parts:
-        census, changed = part.census, count_changed(part.store, part.source)
+        census, (changed, damaged) = part.census, count_changed(part.store, part.source)
         missing = census.images - census.done
-        count = census.images if config.overwrite else missing + changed
+        count = census.images if config.overwrite else missing + changed + damaged
         again = f", {changed:,} of images that changed since" if changed else ""
+        again += f", {damaged:,} damaged" if damaged else ""
         text, size = _planned_bytes(part, count)
         total = -1 if size is None or total < 0 else total + size
         if part.title:

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from featprep import devices
 from featprep.commands import encode_lines as lines
 from featprep.commands.console import Progress, Teller, say
-from featprep.commands.encode_parts import Part, batch_size_before, open_parts, open_source
+from featprep.commands.encode_parts import Part, decided_before, open_parts, open_source
 from featprep.commands.stopping import Stopping
 from featprep.config import EncodeConfig
 from featprep.decoding import DecodePool
@@ -44,8 +44,8 @@ def run(config: EncodeConfig, family: str) -> int:
     workers, _ = devices.choose_workers(config.workers)
     with DecodePool(workers, config.decode_timeout) as pool:  # starts while torch is imported
         for part in parts:
-            size = batch_size_before(part.config)
-            part.take(open_session(part.config, part.name, batch_size=size))
+            size, threads = decided_before(part.config)
+            part.take(open_session(part.config, part.name, batch_size=size, threads=threads))
         lines.introduce(config, parts)
         return EncodeRun(config, parts, pool).go()
 

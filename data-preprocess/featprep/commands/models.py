@@ -13,10 +13,14 @@ from featprep.errors import UsageError
 from featprep.settings import shown
 
 
-def main(argv: Sequence[str]) -> int:
+def make_parser() -> Parser:
     parser = Parser("featprep models", "List the encoders, their sizes, gating and licence.")
     parser.add_argument("filter", nargs="?", default="", help="only names that contain this")
-    wanted = parser.read(argv).filter.lower()
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    wanted = make_parser().read(argv).filter.lower()
     names = [name for name in encoders.list_encoders() if wanted in name.lower()]
     if not names:
         raise UsageError(_no_name(wanted))

@@ -12,7 +12,7 @@ from featprep.errors import InputError
 from featprep.naming import printable
 
 
-def main(argv: Sequence[str]) -> int:
+def make_parser() -> Parser:
     parser = Parser(
         "featprep show",
         "Draw one result: image | mask | first three principal components.\n\n"
@@ -23,7 +23,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--out", metavar="FILE", help="where the picture goes (default: KEY.png here)"
     )
-    flags = parser.read(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    flags = make_parser().read(argv)
     _check_out(flags.out)
     out = flags.out or os.path.basename(flags.key) + ".png"
     size = draw(flags.output, flags.key, out)

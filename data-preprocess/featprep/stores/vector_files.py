@@ -81,7 +81,7 @@ def write_table(
     if path.lower().endswith(".parquet"):
         write_whole(path, _parquet_parts(path, dim, dtype, about, rows()), tag)
         return
-    digest = write_whole(path, _npy_parts((count, dim), dtype, rows()), tag)
+    digest, _ = write_whole(path, _npy_parts((count, dim), dtype, rows()), tag)
     write_whole(keys_file(path), _keys_parts({**about, "xxh3": digest}, rows()), tag)
 
 

@@ -196,6 +196,7 @@ def _fingerprint(session: Session) -> dict[str, Any]:
 _OF_MAPS = {
     *("format", "encoder", "names", "mask", "alpha_threshold", "mask_dir", "layer", "feature"),
     *("norm", "facet", "prefix", "pooled", "masked_pool", "grid", "cells", "tile", "overlap"),
+    *("deterministic", "threads", "batch_size"),
 }
 
 
