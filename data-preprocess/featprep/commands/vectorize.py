@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from featprep.commands.vectorize_job import read_job, vectorize_parser
+from featprep.commands.vectorize_job import make_parser, read_job
 
 
 def main(argv: Sequence[str], prog: str = "featprep vectorize") -> int:
-    job = read_job(vectorize_parser(prog), argv)
+    job = read_job(make_parser(prog), argv)
     from featprep.commands import vectorize_run
 
     return vectorize_run.run(job)

@@ -41,7 +41,7 @@ class VectorJob:
     skip_failed: bool
 
 
-def vectorize_parser(prog: str) -> Parser:
+def make_parser(prog: str = "featprep vectorize") -> Parser:
     parser = Parser(prog, DESCRIPTION.format(prog=prog))
     add = parser.add_argument
     add("--image_path", metavar="PATH", help="an image, a folder (recursive), or a .txt list")
