@@ -353,7 +353,7 @@ def test_a_collection_that_is_not_ours_is_left_alone(bench: Bench) -> None:
         (["search", "--db=a.db", "--text=a", "--top=0"],
          "--top 0: allowed is a number from 1 to 16384; for example --top 5"),
         (["search", "--db=a.db", "--text=a"],
-         "--db a.db: no collection featprep in it; make it first: featprep index VECTORS --db …"),
+         "--db a.db: is not there; make it first: featprep index VECTORS --db a.db"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_refused_in_one_line(
@@ -364,6 +364,16 @@ def test_what_cannot_be_done_is_refused_in_one_line(
     Path("v.db").write_text("mine")
     assert bench.call(*words) == 2
     assert bench.said == f"featprep: {message.format(root=bench.root)}\n"
+    assert not Path("a.db").exists()
+
+
+def test_a_collection_that_is_not_there_is_said_with_how_to_make_it(bench: Bench) -> None:
+    assert bench.index(table_of(bench.root / "a.npy", np.ones((1, 2), np.float32), ["a"])) == 0
+    assert bench.search("--text=a", "--collection=other") == 2
+    assert bench.said == (
+        f"featprep: --db {bench.db}: no collection other in it; make it first: featprep index "
+        "VECTORS --db …\n"
+    )
 
 
 def test_a_folder_that_another_command_has_open_is_said_to_be(bench: Bench) -> None:

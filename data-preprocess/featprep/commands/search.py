@@ -47,9 +47,14 @@ def main(argv: Sequence[str]) -> int:
     models = (asked,) if isinstance(asked, str) else asked
     from featprep.commands.console import say
     from featprep.naming import printable
-    from featprep.stores.milvus import Collection
+    from featprep.stores.milvus import Collection, is_missing
     from featprep.tasks.retrieval import Query
 
+    if is_missing(db):
+        raise UsageError(
+            f"--db {printable(db)}: is not there; make it first: featprep index VECTORS --db "
+            f"{printable(db)}"
+        )
     with Collection(db, flags.collection) as collection:
         about = collection.about()
         if about is None:

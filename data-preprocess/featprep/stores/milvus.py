@@ -61,6 +61,11 @@ def check_address(db: str) -> None:
     need("pymilvus", "retrieval", asked)
 
 
+def is_missing(db: str) -> bool:
+    """Whether it is a folder that is not there: opening one makes it."""
+    return not _is_address(db) and not os.path.exists(db)
+
+
 class Collection:
     """A collection, which need not be there yet. A context manager.
 
