@@ -29,7 +29,7 @@ LAYERS = {
     "parts": ["encoders.*", "references.*", "stores.*", "sources", "ledger", "journal", "lock"],
     "pipeline": [
         "decoding", "batching", "runner", "recording", "resolve", "session", "tasks.*",
-        "certify", "certify_cases", "overhead", "published", "verify", "bench", "show", "runs",
+        "certify", "certify_cases", "overhead", "published", "verify", "bench.*", "show", "runs",
         "api",
     ],
     "commands": ["commands.*"],
