@@ -11,8 +11,10 @@ import featprep
 import pytest
 import yaml
 from featprep import encoders
+from featprep.bench.figures import STAGES
 from featprep.cli import COMMANDS, main
 from featprep.commands import fetch
+from featprep.commands.bench import bench_parser
 from featprep.commands.certify import certify_parser
 from featprep.commands.encode import SCRIPTS
 from featprep.commands.flags import encode_parser, read_config
@@ -69,6 +71,7 @@ def test_every_script_and_file_a_document_names_is_there(document: str) -> None:
 def test_every_flag_a_document_names_is_one(document: str) -> None:
     flags = set(encode_parser("x", "x")._option_string_actions)
     flags |= set(certify_parser()._option_string_actions)
+    flags |= set(bench_parser()._option_string_actions)
     others = {"--out", "--index-url", "--extra-index-url", "--to", "--local-dir"}
     named = set(re.findall(r"(?<![\w-])--[a-z_]+[\w-]*", (ROOT / document).read_text()))
     assert {flag for flag in named if flag not in flags | others} == set()
@@ -217,3 +220,20 @@ def test_the_readmes_section_on_what_to_take_reads_what_a_run_of_it_wrote(
     }  # fmt: skip
     assert names["maps"].maps[0].shape == (1, 64, 16, 16)
     assert names["maps"].prefix.shape == (1, 1, 64)
+
+
+def test_every_command_of_the_benchs_page_is_parsed_by_its_parser() -> None:
+    lines = _commands("docs/bench.md")
+    assert len(lines) >= 4
+    for line in lines:
+        command, name, *words = shlex.split(line)
+        assert (command, name) == ("featprep", "bench")
+        flags = bench_parser().read(words)
+        assert encoders.resolve(flags.model, "any")
+
+
+def test_the_benchs_page_explains_every_row_and_flag() -> None:
+    text = (ROOT / "docs" / "bench.md").read_text()
+    options = set(bench_parser()._option_string_actions) - {"-h", "--help"}
+    assert [option for option in options if option not in text] == []
+    assert [stage for stage in STAGES if f"`{stage}`" not in text] == []

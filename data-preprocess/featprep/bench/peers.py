@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from featprep import devices
 from featprep.bench.processes import Figures, Job, Maker, Ready
+from featprep.devices import choose_workers
 from featprep.encoders.base import ModelName
 from featprep.references import open_reference
 
@@ -221,7 +221,7 @@ class _Loader:
 
     def __init__(self, job: Job, device: str, load: Callable[[Image.Image], Tensor]) -> None:
         self.batch, self.load = _batch(job, device), load
-        self.workers, _ = devices.choose_workers()
+        self.workers, _ = choose_workers()
         self.paths: Sequence[str] = ()
         self.loader: Any = None
 
@@ -235,7 +235,7 @@ class _Loader:
             images: Any = _Images(self.load)
             images.paths, self.paths = list(paths), paths
             self.loader = DataLoader(
-                images, self.batch, num_workers=self.workers, persistent_workers=True
+                images, self.batch, num_workers=self.workers, persistent_workers=self.workers > 0
             )
         batches: Iterable[Tensor] = self.loader
         return batches

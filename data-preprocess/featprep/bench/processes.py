@@ -23,6 +23,7 @@ import psutil
 
 from featprep.devices import Precision, choose_device, choose_precision
 from featprep.encoders.base import ModelName
+from featprep.errors import FeatprepError
 
 _SAMPLE_S = 0.05
 Figures = dict[str, Any]
@@ -62,7 +63,11 @@ Maker = Callable[[Job], Ready]
 
 
 class HandError(Exception):
-    """A contestant that could not do it; the reason is one line."""
+    """A contestant that could not do it; the reason is one line. `exit_code`: of the command."""
+
+    def __init__(self, reason: str, exit_code: int = 1) -> None:
+        super().__init__(reason)
+        self.exit_code = exit_code
 
 
 class Process:
@@ -111,7 +116,7 @@ class Process:
             self._process.join()
             raise HandError(f"its process ended with code {self._process.exitcode}") from None
         if not is_well:
-            raise HandError(str(answer))
+            raise HandError(*answer)
         figures: Figures = answer
         return figures
 
@@ -129,10 +134,12 @@ def _serve(make: Maker, job: Job, theirs: Connection) -> None:
             theirs.send((True, ready.tasks[task](count)))
     except EOFError:  # the bench is gone
         return
+    except FeatprepError as error:
+        theirs.send((False, (str(error), error.exit_code)))
     except BaseException as error:
         traceback.print_exc()
         reason = " ".join(str(error).split())
-        theirs.send((False, f"{type(error).__name__}: {reason}"[:300]))
+        theirs.send((False, (f"{type(error).__name__}: {reason}"[:300],)))
 
 
 def _hush() -> None:

@@ -60,8 +60,8 @@ def summarise(rounds: Rounds, about: Mapping[str, Any], peers: Mapping[str, str]
 
 
 _FORMULAS = {
-    "cpu": "cores / sum of the stages' core-seconds an image",
-    "accelerator": "1 / max(seconds of a device an image, core-seconds of the rest / cores)",
+    "cpu": "cores / sum of core-s",
+    "accelerator": "1 / max(device s, core-s / cores)",
 }
 
 

@@ -26,9 +26,9 @@ for path in sys.argv[1:]:
         held = {key: item.clone() for key, item in load_file(path).items()}
     else:
         try:
-            held = torch.jit.load(path, map_location="cpu").state_dict()
-        except RuntimeError:
             held = torch.load(path, map_location="cpu", weights_only=True)
+        except RuntimeError:  # OpenAI's archives
+            held = torch.jit.load(path, map_location="cpu").state_dict()
 """
 _UPSTREAM = """\
 import sys

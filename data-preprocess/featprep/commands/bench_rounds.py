@@ -165,9 +165,15 @@ class _Contest:
             yield
         except HandError as error:
             if key in OURS.values():
-                raise FeatprepError(f"featprep bench: {error}") from error
+                raise _ended(error) from error
             self.rounds.failed[key] = str(error)
             self._hands.pop(key).close()
+
+
+def _ended(error: HandError) -> FeatprepError:
+    ended = FeatprepError(str(error))
+    ended.exit_code = error.exit_code
+    return ended
 
 
 def _startup(job: Job, rounds: int) -> Figures:

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_COLUMNS, _LABEL, _TITLE = 100, 9, 42
+_COLUMNS, _LABEL, _TITLE = 100, 9, 41
 Tree = Mapping[str, Any]
 
 
@@ -20,7 +20,7 @@ def print_report(report: Tree) -> None:
 def report_lines(report: Tree) -> Iterator[str]:
     yield from _head(report)
     yield ""
-    yield f"{'':<{_TITLE}} {'images/s':>9}  {'(min to max)':<18}"
+    yield f"{'':<{_TITLE}} {'images/s':>8}  (min to max)"
     yield from _ours(report)
     yield from _peers(report)
     yield ""
@@ -57,8 +57,8 @@ def _head(report: Tree) -> Iterator[str]:
     yield _line(
         "settings",
         f"{height}×{width}, compute {settings['compute']} ({settings['reason']}), stored "
-        f"{settings['stored']}; batch {settings['batch_size']}, {settings['batches_at_a_time']} at "
-        f"a time with {settings['threads']} threads",
+        f"{settings['stored']}; batch {settings['batch_size']}, batches at a "
+        f"time {settings['batches_at_a_time']}, threads of each {settings['threads']}",
     )
     rounds = settings["rounds"]
     few = "; fewer than three say little" if rounds < 3 else ""
@@ -83,21 +83,20 @@ def _ours(report: Tree) -> Iterator[str]:
         limit["images_per_s"],
         f"{limit['tflop_per_s']:.2f} TFLOP/s, {limit['arrangement']}",
     )
-    yield _row("model alone", model["images_per_s"], _share(model["share_of_limit"], "the limit"))
-    yield _row(
-        "ideal: " + ("cores / core-s" if "sum" in report["ideal"]["formula"] else "busier side"),
-        report["ideal"]["images_per_s"],
-        _stages_text(report["stages"]),
-    )
-    yield _row("end to end", run["images_per_s"], _share(run["share_of_ideal"], "the ideal"))
+    yield _row("model alone", model["images_per_s"], _share(model["share_of_limit"], " of limit"))
+    yield f"{'stages, each alone':<{_TITLE}} {'core-ms':>8}  of an image"
+    for name, stage in report["stages"].items():
+        yield _row(f"  {name}", stage["core_ms"], "", digits=2)
+    yield _row("ideal", report["ideal"]["images_per_s"], report["ideal"]["formula"])
+    yield _row("end to end", run["images_per_s"], _share(run["share_of_ideal"], " of ideal"))
     if report["others"]["is_disturbed"]:
         left = run["share_of_what_others_left"]
-        yield _row("", None, _share(left, "the ideal of the cores left"))
+        yield _row("  of the ideal of the cores others left", None, _share(left))
 
 
 def _peers(report: Tree) -> Iterator[str]:
     if report["peers"]:
-        yield f"{'instead of it':<{_TITLE}} {'':>9}  {'':<18} end to end is"
+        yield f"{'instead of it':<{_TITLE}} {'':>8}  {'':<17} end to end is"
     for peer in report["peers"]:
         if "reason" in peer:
             yield f"  {peer['title']:<{_TITLE - 2}} failed: {peer['reason'][:55]}"
@@ -107,30 +106,22 @@ def _peers(report: Tree) -> Iterator[str]:
         yield _row(f"  {peer['title']}", peer["images_per_s"], text)
 
 
-def _row(title: str, rate: Tree | None, text: str) -> str:
-    if rate is None:
-        return f"{title:<{_TITLE}} {'':>9}  {'':<18} {text}"
-    spread = f"({_rate(rate['low'])} to {_rate(rate['high'])})"
-    return f"{title:<{_TITLE}} {_rate(rate['median']):>9}  {spread:<18} {text}"
+def _row(title: str, rate: Tree | None, text: str, digits: int = 1) -> str:
+    figures = ("", "")
+    if rate is not None:
+        low, middle, high = (
+            f"{rate[key]:,.{digits if rate[key] < 1000 else 0}f}"
+            for key in ("low", "median", "high")
+        )
+        figures = (middle, f"({low} to {high})")
+    return f"{title:<{_TITLE}} {figures[0]:>8}  {figures[1]:<17} {text}".rstrip()
 
 
-def _rate(value: float) -> str:
-    return f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
-
-
-def _share(share: Tree, of: str) -> str:
-    return f"{share['median']:.2f} of {of} ({share['low']:.2f} to {share['high']:.2f})"
-
-
-def _stages_text(stages: Tree) -> str:
-    total = sum(stage["core_ms"]["median"] for stage in stages.values())
-    return f"{total:.1f} core-ms an image"
+def _share(share: Tree, of: str = "") -> str:
+    return f"{share['median']:.2f}{of} ({share['low']:.2f} to {share['high']:.2f})"
 
 
 def _tail(report: Tree) -> Iterator[str]:
-    stages = report["stages"].items()
-    each = "  ".join(f"{name} {stage['core_ms']['median']:.2f}" for name, stage in stages)
-    yield _line("stages", f"core-ms an image, each alone: {each}")
     shapes = report["limit"]["shapes"]
     shown = ", ".join(f"{one['uses']}× {one['shape']}" for one in shapes[:4])
     more = f" and {len(shapes) - 4} more" if len(shapes) > 4 else ""
