@@ -14,7 +14,7 @@ import bench_makers
 import numpy as np
 import pytest
 import torch
-from featprep import cli
+from featprep import cli, encoders
 from featprep.bench import figures, material, peers, report, stages, startup
 from featprep.bench.figures import Cost, Spread
 from featprep.bench.limit import Conv, Limit, Linear, operations_of
@@ -327,6 +327,38 @@ def test_weights_are_random_where_a_published_name_has_none_here(
         material.weights_here(ModelName("hf", "some/body"), tmp_path)
 
 
+def test_clips_weights_are_converted_for_the_libraries_that_know_its_architecture(
+    tmp_path: Path,
+) -> None:
+    name = ModelName("clip", "random", str(write_tiny("clip", tmp_path / "clip")))
+    hf = ModelName("hf", "converted", str(tmp_path / "a" / "hf"))
+    assert material.converted(name, "tiny", tmp_path / "a") == {"hf": hf}
+    file = str(tmp_path / "b" / "openclip" / "open_clip_model.safetensors")
+    found = material.converted(name, "ViT-L/14@336px", tmp_path / "b")["openclip"]
+    assert found == ModelName("openclip", "ViT-L-14-336/openai", file)
+    assert encoders.describe(ModelName(found.family, found.id)) is not None
+    assert Path(file).exists()
+    assert material.converted(ModelName("hf", "tiny"), "tiny", tmp_path / "c") == {}
+
+
+def test_a_loader_takes_the_workers_that_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "choose_workers", lambda: (3, "in a test"))
+    loader = peers._Loader(dataclasses.replace(JOB, batch_size=2), "cpu", lambda image: image)
+    now, paths = [0.0], list("abcdefgh")
+    monkeypatch.setattr(peers.time, "perf_counter", lambda: now[0])
+
+    def run(some: Any) -> Any:
+        for path in some:
+            now[0] += {0: 0.5, 3: 0.25}[loader.workers]
+            yield path
+
+    loader.choose(run, paths)
+    assert loader.about() == {
+        "batch_size": 2, "workers": 3, "images_per_s_tried": {"0": 2.0, "3": 4.0},
+    }  # fmt: skip
+    assert now == [8 * 0.75]
+
+
 # --- processes
 
 
@@ -419,6 +451,10 @@ def test_a_quick_run_measures_everything_and_says_so(asked: Asked, tmp_path: Pat
         assert part["rounds"][0] > 0, part
         assert part["images_per_s"]["median"] == part["rounds"][0]
     assert all(stage["core_ms"]["median"] >= 0 for stage in found["stages"].values())
+    for peer in found["peers"]:
+        tried = peer["settings"].pop("images_per_s_tried", {"0": 1.0})
+        assert list(tried) == ["0"]
+        assert tried["0"] > 0
     assert [peer["settings"] for peer in found["peers"]] == [
         {"precision": "float32", "batch_size": 1},
         {"precision": "torch.bfloat16", "batch_size": 2},

@@ -51,14 +51,23 @@ def weights_here(name: ModelName, folder: Path) -> tuple[ModelName, str]:
     return ModelName(name.family, id, str(path)), said
 
 
-def converted(name: ModelName, folder: Path) -> dict[str, ModelName]:
-    """The same weights for transformers and open_clip, where they are clip's."""
+def converted(name: ModelName, id: str, folder: Path) -> dict[str, ModelName]:
+    """The same weights for transformers and open_clip, where they are clip's. `id`: the published
+    name, which open_clip knows the architecture by."""
     from featprep.references.conversions import CONVERSIONS, conversions_of, openai_state
 
-    families = conversions_of(name)
+    found, families = {}, conversions_of(name)
     state = openai_state(name) if families else {}
-    paths = {family: CONVERSIONS[family](state, folder / family) for family in families}
-    return {family: ModelName(family, "converted", str(path)) for family, path in paths.items()}
+    for family in families:
+        if family == "openclip" and id not in encoders.FAMILIES["clip"].known:
+            continue
+        path = CONVERSIONS[family](state, folder / family)
+        found[family] = ModelName(family, "converted", str(path))
+    if "openclip" in found:
+        arch = id.replace("/", "-").replace("@336px", "-336")
+        weights = folder / "openclip" / "open_clip_model.safetensors"
+        found["openclip"] = ModelName("openclip", f"{arch}/openai", str(weights))
+    return found
 
 
 def gather(source: str, count: int, folder: Path) -> Material:

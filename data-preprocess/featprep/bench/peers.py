@@ -82,7 +82,7 @@ def peers_of(typed: str, local: ModelName, converted: dict[str, ModelName]) -> l
     twin = typed.removeprefix("timm:") if local.family == "timm" else _TIMM.get(typed)
     if twin:
         name = ModelName("timm", twin)
-        found.append(Peer("timm_loader", f"timm {twin}, DataLoader", timm_loop, name))
+        found.append(Peer("timm_loader", "timm, DataLoader", timm_loop, name))
     return found
 
 
@@ -139,6 +139,7 @@ def tuned(job: Job) -> Ready:
                 hidden = model(pixel_values=pixels.to(device, dtype)).last_hidden_state
                 yield from _maps(hidden).half().cpu().numpy()
 
+    loader.choose(run, job.paths)
     return _ready(job, run, loader.about() | {"precision": str(dtype)})
 
 
@@ -186,6 +187,7 @@ def _own_loop(job: Job, forward: Callable[[Tensor], Any], statistics: Any) -> Re
             with torch.no_grad():
                 yield from forward(pixels.to(device, dtype)).half().cpu().numpy()
 
+    loader.choose(run, job.paths)
     return _ready(job, run, loader.about() | {"precision": str(dtype)})
 
 
@@ -216,17 +218,31 @@ class _Images:
 class _Loader:
     """A DataLoader whose workers outlive a round, as they do over a long folder.
 
-    One for each number of images; those of the warm-up are gone when the rounds begin.
+    Without workers or with one a free core, whichever `choose` found faster: on few cores a worker
+    and threads that spin as they wait can hold each other up until neither gets on.
     """
 
     def __init__(self, job: Job, device: str, load: Callable[[Image.Image], Tensor]) -> None:
         self.batch, self.load = _batch(job, device), load
         self.workers, _ = choose_workers()
+        self.tried: dict[str, float] = {}
         self.paths: Sequence[str] = ()
         self.loader: Any = None
 
     def about(self) -> Figures:
-        return {"batch_size": self.batch, "workers": self.workers}
+        return {"batch_size": self.batch, "workers": self.workers, "images_per_s_tried": self.tried}
+
+    def choose(self, run: Callable[[Sequence[str]], Iterable[Any]], paths: Sequence[str]) -> None:
+        """By three batches, after one to warm up."""
+        few, rates = list(paths[: 3 * self.batch]), {}
+        for workers in sorted({0, self.workers}):
+            self.workers, self.paths = workers, ()
+            for some in (few[: self.batch], few):
+                began = time.perf_counter()
+                done = sum(1 for _ in run(some))
+                rates[workers] = done / (time.perf_counter() - began)
+        self.workers, self.paths = max(rates, key=lambda workers: rates[workers]), ()
+        self.tried = {str(workers): rate for workers, rate in rates.items()}
 
     def batches(self, paths: Sequence[str]) -> Iterable[Tensor]:
         from torch.utils.data import DataLoader
@@ -235,7 +251,10 @@ class _Loader:
             images: Any = _Images(self.load)
             images.paths, self.paths = list(paths), paths
             self.loader = DataLoader(
-                images, self.batch, num_workers=self.workers, persistent_workers=self.workers > 0
+                images,
+                self.batch,
+                num_workers=self.workers,
+                persistent_workers=self.workers > 0,
             )
         batches: Iterable[Tensor] = self.loader
         return batches

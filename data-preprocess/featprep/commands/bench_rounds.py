@@ -46,7 +46,7 @@ def measure(asked: Asked, folder: Path, start: Callable[[Maker, Job], Any] = Pro
     name, origin = material.weights_here(asked.name, folder / "weights")
     images = _images(asked, folder / "images")
     job = Job(name, images.folder, images.paths, str(folder), asked.size, **asked.encode)
-    converted = material.converted(name, folder / "converted") if asked.peers else {}
+    converted = material.converted(name, asked.name.id, folder / "converted") if asked.peers else {}
     peers = peers_of(str(asked.name), name, converted) if asked.peers else []
     with _Contest(job, peers, start) as contest:
         contest.load()
