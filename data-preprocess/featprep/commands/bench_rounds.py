@@ -128,7 +128,7 @@ class _Contest:
                 self.about[key] = self._hands[key].wait()
         for task, key in self._tasks():
             with self._or_out(key):
-                self._hands[key].ask(task, self._few())
+                self._hands[key].ask(task, self._few(key))
 
     def go_round(self, count: int) -> None:
         for task, key in self._tasks():
@@ -139,12 +139,14 @@ class _Contest:
                 self.rounds.add(name, figures, cores_of_others(before, read_load()))
 
     def close_watching(self) -> dict[str, Figures]:
-        """Memory of each, after one more pass over a few images."""
-        told = {}
-        for key in [key for _, key in self._tasks() if key != "parts"]:
-            with self._or_out(key):
-                told[key] = self._hands[key].watch_memory("run", self._few())
-                told[key] |= self._hands.pop(key).close()
+        """Peak memory of each; of `featprep encode` also with its workers, in one more pass over a
+        few images."""
+        told: dict[str, Figures] = {}
+        with self._or_out("run"):
+            told["run"] = self._hands["run"].watch_memory("run", self._few("run"))
+        for key, hand in self._hands.items():
+            told[key] = told.get(key, {}) | hand.close()
+        self._hands.clear()
         return told
 
     def close(self) -> None:
@@ -156,8 +158,10 @@ class _Contest:
         ours = list(OURS.items())
         return ours + [("run", peer.key) for peer in self._peers if peer.key in self._hands]
 
-    def _few(self) -> int:
-        return min(_FEW, len(self._makers["run"][1].paths))
+    def _few(self, key: str) -> int:
+        """A batch, or of who has none, two images."""
+        batch = self.about[key].get("batch_size", _FEW)
+        return min(2 if batch == 1 else _FEW, len(self._makers["run"][1].paths))
 
     @contextmanager
     def _or_out(self, key: str) -> Iterator[None]:
