@@ -111,7 +111,11 @@ def fake_session(encoder: FakeEncoder, exact: FakeEncoder | None = None) -> Call
     """An `open_session` that brings `encoder` instead of loading one."""
 
     def open_session(
-        config: EncodeConfig, name: ModelName, *, batch_size: int | None = None
+        config: EncodeConfig,
+        name: ModelName,
+        *,
+        batch_size: int | None = None,
+        threads: int | None = None,
     ) -> Session:
         storage = "float16" if config.fp16 else "float32"
         precision = Precision("float32", storage, "default")  # type: ignore[arg-type]
@@ -119,8 +123,8 @@ def fake_session(encoder: FakeEncoder, exact: FakeEncoder | None = None) -> Call
         size = config.batch_size or batch_size or 4
         whole = wrapped(encoder, config, resolved)
         twin = wrapped(exact, config, resolved) if exact else whole
-        return Session(
-            config, whole, lambda: twin, resolved, precision, "cpu", size, "as the test has it"
-        )
+        reason = "as the test has it"
+        fixed = (threads or 2) if config.deterministic else None
+        return Session(config, whole, lambda: twin, resolved, precision, "cpu", size, reason, fixed)
 
     return open_session

@@ -452,18 +452,19 @@ def test_a_quick_run_measures_everything_and_says_so(asked: Asked, tmp_path: Pat
         assert part["images_per_s"]["median"] == part["rounds"][0]
     assert all(stage["core_ms"]["median"] >= 0 for stage in found["stages"].values())
     for peer in found["peers"]:
-        tried = peer["settings"].pop("images_per_s_tried", {"0": 1.0})
+        tried = peer["loader"].pop("images_per_s_tried", {"0": 1.0})
         assert list(tried) == ["0"]
         assert tried["0"] > 0
+    assert found["peers"][2]["loader"] == {"batch_size": 2, "workers": 0}
     assert [peer["settings"] for peer in found["peers"]] == [
         {"precision": "float32", "batch_size": 1},
         {"precision": "torch.bfloat16", "batch_size": 2},
-        {"precision": "torch.bfloat16", "batch_size": 2, "workers": 0},
+        {"precision": "torch.bfloat16"},
     ]
     for peer in found["peers"]:
         map_ = np.load(tmp_path / peer["key"] / "3.npy")
         assert map_.shape == (64, 2, 2)
-        assert map_.dtype == ("float32" if peer["settings"]["batch_size"] == 1 else "float16")
+        assert map_.dtype == ("float32" if peer["key"].endswith("fp32") else "float16")
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"weights", "images", *(peer["key"] for peer in found["peers"])}
     file = tmp_path / "report.json"
@@ -532,20 +533,20 @@ settings  224×224, compute bfloat16 (--fp16, CPU with AMX), stored float16; bat
 rounds    2, everyone in turns, after a warm-up; medians; fewer than three say little
 load      others kept 0.75 of the machine's 4 cores busy (0.00 to 1.50): NOT a quiet machine
 
-                                          images/s  (min to max)
-limit: F.linear bfloat16                      80.0  (80.0 to 80.0)    4.00 TFLOP/s, one a core
-model alone                                   30.0  (20.0 to 40.0)    0.38 of limit (0.25 to 0.50)
-stages, each alone                         core-ms  of an image
-  read                                        1.50  (1.00 to 2.00)
-  decode                                      6.00  (4.00 to 8.00)
-  preprocess                                  4.50  (3.00 to 6.00)
-  encode                                     45.00  (30.00 to 60.00)
-  write                                       3.00  (2.00 to 4.00)
-ideal                                         37.5  (25.0 to 50.0)    cores / sum of core-s
-end to end                                    22.5  (15.0 to 30.0)    0.60 of ideal (0.60 to 0.60)
-  of the ideal of the cores others left                               1.50 (0.60 to 2.40)
-instead of it                                                         end to end is
-  a loop                                       3.8  (1.5 to 6.0)      7.50× (5.00 to 10.00)
+                                         im./s  (min to max)     others
+limit: F.linear bfloat16                  80.0  (80.0 to 80.0)     0.75 4.00 TFLOP/s, one a core
+model alone                               30.0  (20.0 to 40.0)     0.75 0.38 of limit (0.25 to 0.50)
+stages, each alone                     core-ms  of an image
+  read                                    1.50  (1.00 to 2.00)
+  decode                                  6.00  (4.00 to 8.00)
+  preprocess                              4.50  (3.00 to 6.00)
+  encode                                 45.00  (30.00 to 60.00)
+  write                                   3.00  (2.00 to 4.00)
+ideal                                     37.5  (25.0 to 50.0)          cores / sum of core-s
+end to end                                22.5  (15.0 to 30.0)     0.75 0.60 of ideal (0.60 to 0.60)
+  of the ideal, of cores others left                                    1.50 (0.60 to 2.40)
+instead of it                                                           end to end is
+  a loop                                   3.8  (1.5 to 6.0)       0.75 7.50× (5.00 to 10.00)
 
 limit     50.00 GFLOP an image: 48× 2056×768×768
 memory    peak 1.50 GB; at work 2.25 GB with its workers

@@ -206,6 +206,28 @@ def test_what_a_model_lacks_is_refused_with_what_it_has(
     assert str(caught.value) == refusal
 
 
+@pytest.mark.parametrize(
+    ("keyword", "refusal"),
+    [
+        (
+            "pol",
+            "a call of image-feature-extraction takes no 'pol'. Did you mean pool? There are: "
+            "pool, batch_size, return_tensors, timeout",
+        ),
+        (
+            "size",
+            "size is a setting of the pipeline, not of a call: give it to featprep.pipeline",
+        ),
+    ],
+)
+def test_a_call_says_which_keywords_it_takes(
+    keyword: str, refusal: str, some: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        some["siglip"]("no/such/file.png", **{keyword: 1})
+    assert str(caught.value) == refusal
+
+
 def test_a_siglip_published_without_its_head_has_tokens_and_no_embedding(tmp_path: Path) -> None:
     config, processor = cropped(SMALL["siglip"])
     tower = {**config["vision_config"], "vision_use_head": False}

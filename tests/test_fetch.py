@@ -210,9 +210,9 @@ def test_a_full_disk_leaves_no_half_file_and_the_same_command_goes_on(
     [
         (
             ["clip:ViT-B/23"],
-            "--model clip:ViT-B/23: no such encoder; allowed is ViT-B/32, ViT-B/16, ViT-L/14, "
-            "ViT-L/14@336px, RN50, RN101, RN50x4, RN50x16, RN50x64, tiny, or clip:NAME=PATH, PATH "
-            "a .pt file. Did you mean ViT-B/32?",
+            "clip:ViT-B/23: no such encoder; allowed is ViT-B/32, ViT-B/16, ViT-L/14 … tiny (all "
+            "10: featprep models clip:), or clip:NAME=PATH, PATH a .pt file. Did you mean "
+            "clip:ViT-B/32?",
         ),
         (
             ["clip:mine={file}"],

@@ -144,6 +144,21 @@ def test_a_second_run_is_refused_with_host_and_pid_of_the_first(folder: Path) ->
         pass
 
 
+def test_who_asks_is_refused_by_a_living_holder_alone_and_makes_nothing(folder: Path) -> None:
+    RunLock(str(folder)).ask()
+    assert not folder.parent.exists()
+    process = start(folder)
+    assert said(process) == "held"
+    with pytest.raises(LockError, match=f"pid {process.pid} on host"):
+        RunLock(str(folder)).ask()
+    with pytest.raises(LockError, match=f"pid {process.pid} on host"):
+        RunLock(str(folder), "1-of-2").ask()
+    process.kill()
+    process.communicate()
+    RunLock(str(folder)).ask()
+    assert json.loads((folder / "lock-all").read_text())["pid"] == process.pid
+
+
 def test_one_process_cannot_hold_a_lock_twice(folder: Path) -> None:
     with RunLock(str(folder)):
         assert f"pid {os.getpid()} on host" in refusal(RunLock(str(folder)))

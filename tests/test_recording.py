@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ import pytest
 from fakes import SPEC
 from featprep.config import make_config
 from featprep.ledger import Ledger, LedgerOptions, RunIdentity
-from featprep.recording import Recorder, Standing, count_done
+from featprep.recording import Recorder
 from featprep.records import AnyArray, Failure, Features, ImageRef, Prepared
 from featprep.resolve import resolve
 from featprep.sources import Entry
+from featprep.standing import Standing, count_done
 from featprep.stores.npy_tree import NpyTreeStore
 
 MAP = np.arange(48, dtype=np.float32).reshape(3, 4, 4)
@@ -120,6 +121,7 @@ def test_a_finished_image_is_a_line_with_its_source_shape_and_digests(bench: Ben
         recorder.flush()
     (line,) = bench.lines()
     files = line.pop("files")
+    assert line.pop("bytes") == {file: (bench.output / file).stat().st_size for file in files}
     assert line == {
         "key": "a/b",
         "source": "a/b.png",
@@ -165,6 +167,53 @@ def test_a_changed_source_is_left_to_do_and_was_counted_as_done_before(
         assert todo(recorder, changed) == [changed]
         assert recorder.skipped == 0
     assert bench.replaced == 1
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "file"),
+    [(cut, "a.npy"), (cut, "a_mask.npy"), (Path.unlink, "a_mask.npy")],
+    ids=["a map cut short", "a mask cut short", "a mask that is gone"],
+)
+def test_a_result_that_is_not_as_long_as_it_was_written_is_left_to_do(
+    bench: Bench, damage: Callable[[Path], None], file: str
+) -> None:
+    bench.encode(bench.image("a"), bench.image("b"))
+    whole = {name: (bench.output / name).read_bytes() for name in bench.files()}
+    damage(bench.output / file)
+    refs = [bench.image("a"), bench.image("b")]
+    with bench.run() as recorder:
+        assert todo(recorder, *refs) == refs[:1]
+        assert recorder.skipped == 1
+    assert bench.replaced == 1
+    bench.encode(*refs)
+    assert {name: (bench.output / name).read_bytes() for name in bench.files()} == whole
+
+
+def test_metadata_that_people_edit_or_remove_is_no_damage(bench: Bench) -> None:
+    refs = [bench.image("a"), bench.image("b")]
+    bench.encode(*refs, meta=True)
+    cut(bench.output / "a.json")
+    (bench.output / "b.json").unlink()
+    with bench.run() as recorder:
+        assert todo(recorder, *refs) == []
+
+
+def test_a_record_of_an_older_version_without_lengths_counts_as_it_did(bench: Bench) -> None:
+    ref = bench.image("a")
+    bench.encode(ref)
+    line = bench.record("a")
+    del line["bytes"]
+    path = bench.output / ".featprep/results-all.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    with bench.run(meta=True) as recorder:
+        assert todo(recorder, ref) == []
+        recorder.write_meta(prepared(ref))
+    assert "bytes" not in bench.record("a")
+    assert list(bench.record("a")["files"]) == ["a_mask.npy", "a.npy", "a.json"]
 
 
 def test_the_files_of_a_changed_source_go_before_new_ones_come_and_then_its_record(
@@ -411,7 +460,8 @@ def test_missing_metadata_is_written_from_record_and_source(bench: Bench) -> Non
         recorder.write_meta(prepared(refs[0]))
     after = bench.record("a")
     assert sorted(after["files"]) == ["a.json", "a.npy", "a_mask.npy"]
-    assert {**after, "files": before["files"]} == before
+    assert after["bytes"].keys() == after["files"].keys()
+    assert {**after, "files": before["files"], "bytes": before["bytes"]} == before
     text = (bench.output / "a.json").read_text()
     with bench.run(meta=True, overwrite=True) as recorder:
         recorder.write((prepared(refs[0]), Features({0: MAP}), ()))

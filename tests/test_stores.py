@@ -55,8 +55,8 @@ def test_what_is_written_is_read_back(tmp_path: Path, name: str) -> None:
         assert not store.done("a/b")
         with pytest.raises(KeyError):
             store.read("a/b")
-        digests = store.write("a/b", result())
-        assert list(digests) == list(store.files("a/b"))
+        written = store.write("a/b", result())
+        assert list(written) == list(store.files("a/b"))
         feature, mask, meta = store.read("a/b")
         assert np.array_equal(feature, MAP)
         assert mask is not None
@@ -84,7 +84,7 @@ def test_files_are_what_np_save_writes_and_load_mapped_without_pickle(
 ) -> None:
     feature = MAP.astype(dtype)
     store = NpyTreeStore(str(tmp_path), mask=mask is not None)
-    digests = store.write("a/b", result(feature=feature, mask=mask))
+    written = store.write("a/b", result(feature=feature, mask=mask))
     for array, file in ((feature, "a/b.npy"), (mask, "a/b_mask.npy")):
         path = tmp_path / file
         if array is None:
@@ -92,7 +92,8 @@ def test_files_are_what_np_save_writes_and_load_mapped_without_pickle(
             continue
         np.save(tmp_path / "reference.npy", array)
         assert path.read_bytes() == (tmp_path / "reference.npy").read_bytes()
-        assert digests[file] == xxhash.xxh3_128_hexdigest(path.read_bytes())
+        data = path.read_bytes()
+        assert written[file] == (xxhash.xxh3_128_hexdigest(data), len(data))
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         assert isinstance(loaded, np.memmap)
         assert loaded.offset % 64 == 0
@@ -109,14 +110,15 @@ def test_vectors_are_a_zip_whose_bytes_hold_no_hour_and_no_pickle(tmp_path: Path
     vectors = {"prefix": MAP[:, 0].astype(np.float16), "empty": np.array(False)}
     features = Features({11: MAP, 5: MAP + 5, 0: MAP + 1}, vectors)
     taken = replace(result("a"), features=features)
-    digests = store.write("a", taken)
-    assert tuple(digests) == store.files("a")
-    assert tuple(digests) == ("a_mask.npy", "a@0.npy", "a@5.npy", "a_vec.npz", "a.npy")
+    written = store.write("a", taken)
+    assert tuple(written) == store.files("a")
+    assert tuple(written) == ("a_mask.npy", "a@0.npy", "a@5.npy", "a_vec.npz", "a.npy")
     with zipfile.ZipFile(tmp_path / "a_vec.npz") as file:
         found = [(item.filename, item.compress_type, item.date_time) for item in file.infolist()]
     epoch = (1980, 1, 1, 0, 0, 0)
     assert found == [("prefix.npy", zipfile.ZIP_STORED, epoch), ("empty.npy", 0, epoch)]
-    assert digests["a_vec.npz"] == xxhash.xxh3_128_hexdigest((tmp_path / "a_vec.npz").read_bytes())
+    data = (tmp_path / "a_vec.npz").read_bytes()
+    assert written["a_vec.npz"] == (xxhash.xxh3_128_hexdigest(data), len(data))
     loaded = np.load(tmp_path / "a_vec.npz", allow_pickle=False)
     assert np.array_equal(loaded["prefix"], vectors["prefix"])
     assert (loaded["prefix"].dtype, loaded["empty"].shape, loaded["empty"].dtype) == (
@@ -508,9 +510,9 @@ def test_write_whole_takes_its_parts_one_at_a_time(tmp_path: Path) -> None:
         for number in range(3):
             yield b"%d\n" % number
 
-    digest = write_whole(f"{tmp_path}/x/y", parts())
+    written = write_whole(f"{tmp_path}/x/y", parts())
     assert (tmp_path / "x/y").read_bytes() == b"0\n1\n2\n"
-    assert digest == xxhash.xxh3_128_hexdigest(b"0\n1\n2\n")
+    assert written == (xxhash.xxh3_128_hexdigest(b"0\n1\n2\n"), 6)
 
 
 # ---- keys
@@ -529,8 +531,8 @@ def test_keys_come_by_bytes_and_the_ledgers_folder_is_passed_over(store: NpyTree
 
 @pytest.mark.parametrize("key", ["a\nb", "'\"", "-rf", "\udcff/\udc80", "😀", " ", "a.b", "x.npy"])
 def test_odd_keys_are_keys_like_others(store: NpyTreeStore, key: str) -> None:
-    digests = store.write(key, result(key))
-    assert list(digests) == [f"{key}_mask.npy", f"{key}.json", f"{key}.npy"]
+    written = store.write(key, result(key))
+    assert list(written) == [f"{key}_mask.npy", f"{key}.json", f"{key}.npy"]
     assert list(store.keys()) == [key]
     assert store.read(key)[2] == {**META, "key": key}
 

@@ -78,7 +78,7 @@ def test_an_onnx_copy_of_unknown_origin_is_refused_with_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
         featprep.pipeline(TASK, "hf:Xenova/dinov2-bas")
     assert str(caught.value) == (
-        "--model hf:Xenova/dinov2-bas: an ONNX copy for JavaScript, whose origin is not known "
+        "model='hf:Xenova/dinov2-bas': an ONNX copy for JavaScript, whose origin is not known "
         "here; name the model that it was made of. Did you mean Xenova/dinov2-base?"
     )
 

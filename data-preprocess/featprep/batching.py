@@ -48,7 +48,8 @@ class BatchEncoder:
     """Runs an encoder over batches of one size. `exact` builds the float32 twin when it is needed.
 
     `masked_pool`: the mean over the cells of the mask too, which every image must then have.
-    `size` shrinks when the device runs out of memory and stays so for the rest of the run.
+    `size` shrinks when the device runs out of memory and stays so for the rest of the run, unless
+    the run `keeps_size`: then the images of that batch fail.
     """
 
     encoder: Encoder
@@ -58,6 +59,7 @@ class BatchEncoder:
     compute: str = "float32"
     on_halved: Callable[[int], None] = lambda size: None
     masked_pool: bool = False
+    keeps_size: bool = False
 
     def encode(self, images: Sequence[Prepared]) -> Iterator[Row | Failure]:
         """One outcome an image, in order."""
@@ -65,15 +67,23 @@ class BatchEncoder:
         while start < len(images):
             part = images[start : start + self.size]
             maps = self._forward(self.encoder, self.want, part)
-            if maps is None and self.size > 1:
+            if maps is None and self.keeps_size:
+                yield from (_failed(image, self._no_room()) for image in part)
+            elif maps is None and self.size > 1:
                 self.size = (self.size + 1) // 2
                 self.on_halved(self.size)
                 continue
-            if maps is None:
+            elif maps is None:
                 yield _failed(part[0], "the device has no memory for it, even alone in a batch")
             else:
                 yield from self._finish(part, maps)
             start += len(part)
+
+    def _no_room(self) -> str:
+        return (
+            f"the device has no memory for a batch of {self.size}, which --deterministic keeps; "
+            "a smaller --batch_size takes another output"
+        )
 
     def _forward(
         self, encoder: Encoder, want: Want, part: Sequence[Prepared]

@@ -16,6 +16,8 @@ from featprep.settings import nearest
 COMMANDS = {
     "encode": ("featprep.commands.encode", "images → feature maps and masks"),
     "show": ("featprep.commands.show", "one result as a picture: image | mask | components"),
+    "verify": ("featprep.commands.verify", "are the results what was recorded of them?"),
+    "status": ("featprep.commands.status", "how far an output is, and in which settings"),
     "models": ("featprep.commands.models", "the encoders there are"),
     "fetch": ("featprep.commands.fetch", "weights, for machines that will have no network"),
     "certify": ("featprep.commands.certify", "our maps against upstream's own modules"),

@@ -41,9 +41,11 @@ def choose_device(asked: str) -> tuple[str, str]:
     wanted = {"gpu": "cuda:0", "cuda": "cuda:0"}.get(asked, asked)
     if wanted not in there:
         known = re.fullmatch(r"cpu|mps|cuda:[0-9]+", wanted) is not None
+        has_none = known and wanted != "mps" and there[0][:4] != "cuda"
         problem = "not on this machine" if known else "no such device"
+        problem = "torch finds no CUDA GPU on this machine" if has_none else problem
         raise UsageError(
-            f"--device {asked}: {problem}; allowed is auto or one of {', '.join(there)}"
+            f"--device {asked}: {problem}; allowed is {', '.join(['auto', *there[:-1]])} or cpu"
         )
     return wanted, f"--device {asked}"
 
@@ -126,6 +128,15 @@ def _bytes_an_image(spec: EncoderSpec, size: tuple[int, int]) -> int:
     """About what a block holds at once in float32: input, queries, keys, values, MLP, copies."""
     rows, columns = predict_grid(spec, *size)
     return (1 + spec.registers + rows * columns) * spec.hidden_dim * 4 * 20
+
+
+def fix_threads(before: int | None) -> int:
+    """How many CPU threads --deterministic keeps: as many as an output began with, else as many as
+    torch takes here. Makes cuBLAS take one path, which must be said before CUDA starts."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return before or torch.get_num_threads()
 
 
 def choose_workers(asked: int | None = None, cores: int | None = None) -> tuple[int, str]:

@@ -14,7 +14,7 @@ import os
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,19 @@ def append_lines(path: str, lines: Iterable[Line]) -> None:
         with Path(path).open("ab+", buffering=0) as file:
             _cut_torn_line(file.fileno())
             write_all(file.fileno(), data)
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def take_out(path: str, keys: Collection[str], tag: str = EVERYTHING) -> None:
+    """Rewrite a file in one piece without the lines of some keys. It keeps its time, by which it
+    has its turn among the others (LineIndex)."""
+    if not any(line["key"] in keys for line in read_lines(path)):
+        return
+    try:
+        before = os.stat(path)
+        write_whole(path, (raw for line, raw in _parsed(path) if line["key"] not in keys), tag)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     except OSError as error:
         raise output_error(path, error) from error
 

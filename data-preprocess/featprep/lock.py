@@ -73,6 +73,20 @@ class RunLock:
         except OSError:  # nobody is kept out: whoever comes next finds our pid or our lease dead
             return
 
+    def ask(self) -> None:
+        """Raise LockError if a living run holds it now, and make nothing: for who will hold it
+        once the weights are loaded, and would have loaded them for nothing."""
+        try:
+            self._refuse_overlaps()
+        except OSError:  # no such folder yet, or trouble that `__enter__` tells
+            return
+
+    def holders(self) -> list[tuple[str, Holder, bool]]:
+        """(tag, holder, whether it is taken to live) of every lock that stands here."""
+        tags = self._tags() if os.path.isdir(self.folder) else []
+        found = [(tag, _read(os.path.join(self.folder, _PREFIX + tag))) for tag in tags]
+        return [(tag, one, self._seems_alive(tag)) for tag, one in found if one is not None]
+
     def check(self) -> None:
         """Raise LockError if another run took over. One that was suspended, or cut off from its
         file system, for longer than the lease finds out here, before it writes beside the other."""
@@ -81,9 +95,10 @@ class RunLock:
         holder = _read(self.path)
         if holder != self._me:
             output = printable(os.path.dirname(self.folder))
+            other = title_of(holder) if holder else "another run"
             raise LockError(
-                f"this run was held up for longer than its lease and lost {output} to "
-                f"{_title(holder) if holder else 'another run'}. Start it again when that has ended"
+                f"this run was held up for longer than its lease and lost {output} to {other}. "
+                "Start it again when that has ended"
             )
         self._held_at = time.time()
 
@@ -119,6 +134,12 @@ class RunLock:
         except FileNotFoundError:  # it ended this moment
             return None
         return holder if age < LEASE_S and not self.break_lock else None
+
+    def _seems_alive(self, tag: str) -> bool:
+        try:
+            return self._living(tag) is not None
+        except OSError:  # the folder's clock cannot be asked: nobody may write here
+            return True
 
     def _now(self) -> float:
         """The file system's clock, which a skewed host's need not agree with."""
@@ -206,7 +227,7 @@ def _is_hidden(pid: int) -> bool:
     return False
 
 
-def _title(holder: Holder) -> str:
+def title_of(holder: Holder) -> str:
     return f"pid {holder['pid']} on host {printable(str(holder['host']))}"
 
 
@@ -214,6 +235,6 @@ def _refusal(output: str, tag: str, holder: Holder) -> str:
     shard = "" if tag == EVERYTHING else f" shard {printable(tag.replace('-of-', '/'))} of"
     way_out = "" if _is_here(holder) else "; if that run is known dead: --break_lock"
     return (
-        f"another run works on{shard} {printable(output)}: {_title(holder)}. "
+        f"another run works on{shard} {printable(output)}: {title_of(holder)}. "
         f"Wait for it or stop it{way_out}"
     )

@@ -14,11 +14,13 @@ import xxhash
 
 from featprep.batching import Row
 from featprep.errors import ImageError
-from featprep.journal import Line, LineIndex
-from featprep.ledger import Ledger, folder_of
+from featprep.journal import Line
+from featprep.ledger import Ledger
 from featprep.records import AnyArray, Failure, Features, ImageRef, Prepared, Result
 from featprep.resolve import Resolved
-from featprep.sources import Entry, Source
+from featprep.sources import Entry
+from featprep.standing import Standing
+from featprep.stores.base import Written
 from featprep.stores.npy_tree import (
     FEATURE,
     MASK,
@@ -29,51 +31,6 @@ from featprep.stores.npy_tree import (
     read_array,
     read_npz,
 )
-
-
-def count_done(store: NpyTreeStore, keys: list[str]) -> tuple[int, int]:
-    """How many of one folder's keys have a feature file, and how many any file of a result."""
-    standing = Standing(store, keys)
-    done = sum(standing.has(key + FEATURE) for key in keys)
-    return done, sum(any(map(standing.has, store.files(key))) for key in keys)
-
-
-def count_changed(store: NpyTreeStore, source: Source) -> int:
-    """How many images with a result differ in size or time from when it was made."""
-    results = LineIndex(folder_of(store.root), "results-*.jsonl")
-    changed = 0
-    for entries in source.folders() if len(results) else ():
-        refs = [entry for entry in entries if isinstance(entry, ImageRef)]
-        standing = Standing(store, (ref.key for ref in refs))
-        for ref in refs:
-            line = results.get(ref.key)
-            same = line is None or (line.get("size"), line.get("mtime_ns")) == (
-                ref.size,
-                ref.mtime_ns,
-            )
-            changed += not same and standing.has(ref.key + FEATURE)
-    results.close()
-    return changed
-
-
-class Standing:
-    """Which files of the output stand. The keys of a walked folder share one folder of the output,
-    whose listing costs less than a question a file; a list's keys may lie anywhere."""
-
-    def __init__(self, store: NpyTreeStore, keys: Iterable[str], *, sweep: bool = False) -> None:
-        """`sweep`: see NpyTreeStore.list_folder."""
-        self._store = store
-        folders = {key.rpartition("/")[0] for key in keys}
-        self._names: set[str] | None = None
-        if len(folders) == 1 or sweep:
-            for folder in folders:
-                names = store.list_folder(folder, sweep=sweep)
-                self._names = names if len(folders) == 1 else None
-
-    def has(self, file: str) -> bool:
-        if self._names is None:
-            return os.path.exists(self._store.path(file))
-        return file.rpartition("/")[2] in self._names
 
 
 def entries_left(
@@ -147,11 +104,11 @@ class Recorder:
             return False
         meta = self._meta(image, line["shape"], line["dtype"], line["notes"])
         try:
-            digests = self.store.write_meta(ref.key, meta)
+            written = self.store.write_meta(ref.key, meta)
         except ImageError as error:
             self.fail(Failure(ref.key, ref.source, error.stage, str(error)))
             return False
-        self.ledger.record([{**line, "files": {**line["files"], **digests}}])
+        self.ledger.record([line | _files_of(written, line)])
         return True
 
     def write(self, row: Row) -> None:
@@ -162,9 +119,9 @@ class Recorder:
             self.ledger.forget(key)
         meta = self._meta(image, list(feature.shape), str(feature.dtype), notes)
         result = Result(image.ref, features, image.mask, image.sha256, meta, notes)
-        digests = self.store.write(key, result)
+        written = self.store.write(key, result)
         self._stale.discard(key)
-        self._lines.append(_line(image.ref, image.sha256, feature, digests, meta["notes"]))
+        self._lines.append(_line(image.ref, image.sha256, feature, written, meta["notes"]))
 
     def flush(self) -> None:
         if self._lines:
@@ -186,7 +143,7 @@ class Recorder:
 
     def _is_left(self, ref: ImageRef, standing: Standing) -> bool:
         has_feature = standing.has(ref.key + FEATURE)
-        state = self.ledger.state(ref, has_feature)
+        state = self.ledger.state(ref, has_feature, standing.is_whole)
         if state == "done":
             return self.overwrite
         if not self.overwrite and state == "unrecorded" and self._adopt(ref, standing):
@@ -209,7 +166,7 @@ class Recorder:
                 return False  # the image may have changed since
             features = self._read(key)
             mask = read_array(path(key + MASK)) if self.store.mask else None
-            digests = {file: _digest(path(file)) for file in files}
+            written = {file: _read_again(path(file)) for file in files}
             sha256 = _sha256(ref.path)
         except (OSError, ValueError):
             return False  # not whole or not ours: it is encoded again
@@ -217,7 +174,7 @@ class Recorder:
         if not self._is_ours(features, mask) or told.get("sha256") != sha256:
             return False
         notes = list(told.get("notes", []))
-        self.ledger.record([_line(ref, sha256, features.map, digests, notes)])
+        self.ledger.record([_line(ref, sha256, features.map, written, notes)])
         return True
 
     def _files(self, key: str) -> list[str]:
@@ -247,7 +204,7 @@ class Recorder:
 
 
 def _line(
-    ref: ImageRef, sha256: str, feature: AnyArray, digests: dict[str, str], notes: list[str]
+    ref: ImageRef, sha256: str, feature: AnyArray, written: dict[str, Written], notes: list[str]
 ) -> Line:
     return {
         "key": ref.key,
@@ -257,17 +214,28 @@ def _line(
         "sha256": sha256,
         "shape": list(feature.shape),
         "dtype": str(feature.dtype),
-        "files": digests,
+        **_files_of(written),
         "notes": notes,
     }
 
 
-def _digest(path: str) -> str:
-    digest = xxhash.xxh3_128()
+def _files_of(written: dict[str, Written], before: Line | None = None) -> Line:
+    """What a line says of its files: `files`, their digests, and `bytes`, their lengths. Of a line
+    `before` that records no lengths, those of all its files stay unknown."""
+    line = before or {"files": {}, "bytes": {}}
+    parts = {"files": {**line["files"], **{file: one.digest for file, one in written.items()}}}
+    if isinstance(line.get("bytes"), dict):
+        parts["bytes"] = {**line["bytes"], **{file: one.size for file, one in written.items()}}
+    return parts
+
+
+def _read_again(path: str) -> Written:
+    digest, size = xxhash.xxh3_128(), 0
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return digest.hexdigest()
+            size += len(block)
+    return Written(digest.hexdigest(), size)
 
 
 def _sha256(path: str) -> str:

@@ -255,6 +255,13 @@ def fingerprint(
     }
 
 
+def fixed(config: EncodeConfig, threads: int | None, batch_size: int | None) -> dict[str, Any]:
+    """What --deterministic adds to the fingerprint: the last bits depend on these too."""
+    if not config.deterministic:
+        return {}
+    return {"deterministic": True, "threads": threads, "batch_size": batch_size}
+
+
 def _taken(resolved: Resolved) -> dict[str, Any]:
     """`layer`: a number, or where there are several a list, the first one's map in NAME.npy."""
     want, layers = resolved.want, resolved.layers
@@ -298,6 +305,7 @@ def metadata(
     names = (
         *("encoder", "weights", "layer", "feature", "norm", "facet", "prefix", "pooled"),
         *("masked_pool", "pos_embed", "background", "resize"),
+        *("deterministic", "threads", "batch_size"),
     )
     rule = {"any": "1 where a pixel with alpha above the threshold overlaps the cell",
             "coverage": "area-weighted mean of alpha over the cell", "none": "no mask"}  # fmt: skip

@@ -13,7 +13,16 @@ from featprep.config import EncodeConfig
 from featprep.decoding import DecodeRules
 from featprep.devices import Precision
 from featprep.encoders.base import Encoder, LoadOptions, ModelName
-from featprep.resolve import Resolved, by_patch, fingerprint, metadata, resolve, want_of, wrapped
+from featprep.resolve import (
+    Resolved,
+    by_patch,
+    fingerprint,
+    fixed,
+    metadata,
+    resolve,
+    want_of,
+    wrapped,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +37,7 @@ class Session:
     device: str
     batch_size: int
     batch_reason: str
+    threads: int | None = None  # of the CPU, where they are fixed: --deterministic
 
     @property
     def rules(self) -> DecodeRules:
@@ -35,8 +45,9 @@ class Session:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        encoder = self.encoder
-        return fingerprint(self.config, encoder.spec, encoder.digest, self.resolved, self.precision)
+        config, encoder = self.config, self.encoder
+        run = fingerprint(config, encoder.spec, encoder.digest, self.resolved, self.precision)
+        return run | fixed(config, self.threads, self.batch_size)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -52,6 +63,7 @@ class Session:
             self.precision.compute,
             on_halved,
             self.resolved.masked_pool,
+            self.config.deterministic,
         )
 
 
@@ -60,13 +72,15 @@ def open_session(
     name: ModelName,
     *,
     batch_size: int | None = None,
+    threads: int | None = None,
     pooled_if_any: bool = False,
 ) -> Session:
     """Choose device and precision, load the weights, resolve the settings.
 
-    `batch_size` is what an earlier run of the same output resolved `auto` to. `pooled_if_any`: load
-    what the pooled vector needs, for whoever learns from the spec that there is one. Raises
-    UsageError and WeightsError, both before any image is touched.
+    `batch_size` is what an earlier run of the same output resolved `auto` to, and `threads` what it
+    fixed with --deterministic. `pooled_if_any`: load what the pooled vector needs, for whoever
+    learns from the spec that there is one. Raises UsageError and WeightsError, both before any
+    image is touched.
     """
     device, _ = devices.choose_device(config.device)
     precision = devices.choose_precision(config.fp16, config.precision, device)
@@ -77,6 +91,7 @@ def open_session(
         trust_weights=config.trust_weights,
         want=want_of(config, precision.storage),
         quick_gelu=config.quick_gelu,
+        threads=devices.fix_threads(threads) if config.deterministic else None,
         pooled_if_any=pooled_if_any,
     )
     _check_early(config, name, precision)
@@ -95,6 +110,7 @@ def open_session(
         device,
         size,
         reason,
+        options.threads,
     )
 
 

@@ -70,7 +70,7 @@ def peers_of(typed: str, local: ModelName, converted: dict[str, ModelName]) -> l
     hf = local if local.family == "hf" else converted.get("hf")
     if hf:
         found += [
-            Peer("transformers_loop_fp32", "transformers, image by image, float32", loop, hf),
+            Peer("transformers_loop_fp32", "transformers, one by one, float32", loop, hf),
             Peer("transformers_pipeline", "transformers' pipeline, batched", pipeline, hf),
             Peer("transformers_tuned", "transformers, tuned loop, DataLoader", tuned, hf),
         ]
@@ -139,8 +139,7 @@ def tuned(job: Job) -> Ready:
                 hidden = model(pixel_values=pixels.to(device, dtype)).last_hidden_state
                 yield from _maps(hidden).half().cpu().numpy()
 
-    loader.choose(run, job.paths)
-    return _ready(job, run, loader.about() | {"precision": str(dtype)})
+    return _ready(job, run, {"precision": str(dtype)}, loader)
 
 
 def library_loop(job: Job) -> Ready:
@@ -187,8 +186,7 @@ def _own_loop(job: Job, forward: Callable[[Tensor], Any], statistics: Any) -> Re
             with torch.no_grad():
                 yield from forward(pixels.to(device, dtype)).half().cpu().numpy()
 
-    loader.choose(run, job.paths)
-    return _ready(job, run, loader.about() | {"precision": str(dtype)})
+    return _ready(job, run, {"precision": str(dtype)}, loader)
 
 
 class _Processed:
@@ -260,11 +258,19 @@ class _Loader:
         return batches
 
 
-def _ready(job: Job, run: Callable[[Sequence[str]], Iterable[Any]], about: Figures) -> Ready:
-    """Times `run` over the first images; every map is written as NNN.npy."""
+def _ready(
+    job: Job,
+    run: Callable[[Sequence[str]], Iterable[Any]],
+    about: Figures,
+    loader: _Loader | None = None,
+) -> Ready:
+    """Times `run` over the first images; every map is written as NNN.npy. A loader chooses its
+    workers at the first call, which is the warm-up: while everyone loads it could not tell."""
     os.makedirs(job.folder, exist_ok=True)
 
     def task(count: int) -> Figures:
+        if loader and not loader.tried:
+            loader.choose(run, job.paths)
         began = time.perf_counter()
         done = 0
         for array in run(job.paths[:count]):
@@ -273,7 +279,8 @@ def _ready(job: Job, run: Callable[[Sequence[str]], Iterable[Any]], about: Figur
         seconds = time.perf_counter() - began
         if done != count:
             raise RuntimeError(f"{done} results of {count} images")
-        return {"seconds": seconds, "images": count, "images_per_s": count / seconds}
+        figures = {"seconds": seconds, "images": count, "images_per_s": count / seconds}
+        return figures | ({"loader": loader.about()} if loader else {})
 
     return Ready({"run": task}, about)
 

@@ -109,7 +109,8 @@ def _peer(rounds: Rounds, key: str, title: str, run: Sequence[float]) -> Figures
     if key in rounds.failed:
         return {**head, "reason": rounds.failed[key]}
     times = asdict(spread(ratios(run, rounds.rates(key))))
-    return {**head, **_rates(rounds, key), "ours_over_it": times}
+    loader = rounds.figures[key][-1].get("loader", {})
+    return {**head, **_rates(rounds, key), "ours_over_it": times, "loader": loader}
 
 
 def _others(rounds: Rounds, machine_cores: int) -> Figures:

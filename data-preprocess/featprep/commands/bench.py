@@ -31,7 +31,7 @@ _SIDE = 224
 
 
 def main(argv: Sequence[str]) -> int:
-    flags = bench_parser().read(argv)
+    flags = make_parser().read(argv)
     _check(flags)
     os.environ["HF_HUB_OFFLINE"] = "1"  # closes every download
     from featprep.commands import bench_table as table
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def bench_parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser("featprep bench", _DESCRIPTION)
     texts = {
         "model": f"as for featprep encode (default: {_MODEL})",

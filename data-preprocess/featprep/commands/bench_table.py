@@ -6,9 +6,10 @@ import json
 import os
 import textwrap
 from collections.abc import Iterator, Mapping
+from statistics import median
 from typing import Any
 
-_COLUMNS, _LABEL, _TITLE = 100, 9, 41
+_COLUMNS, _LABEL, _TITLE = 100, 9, 38
 Tree = Mapping[str, Any]
 
 
@@ -20,7 +21,7 @@ def print_report(report: Tree) -> None:
 def report_lines(report: Tree) -> Iterator[str]:
     yield from _head(report)
     yield ""
-    yield f"{'':<{_TITLE}} {'images/s':>8}  (min to max)"
+    yield f"{'':<{_TITLE}} {'im./s':>7}  {'(min to max)':<16} others"
     yield from _ours(report)
     yield from _peers(report)
     yield ""
@@ -80,41 +81,44 @@ def _ours(report: Tree) -> Iterator[str]:
     compute = report["settings"]["compute"]
     yield _row(
         f"limit: {limit['operation']} {compute}",
-        limit["images_per_s"],
+        limit,
         f"{limit['tflop_per_s']:.2f} TFLOP/s, {limit['arrangement']}",
     )
-    yield _row("model alone", model["images_per_s"], _share(model["share_of_limit"], " of limit"))
-    yield f"{'stages, each alone':<{_TITLE}} {'core-ms':>8}  of an image"
+    yield _row("model alone", model, _share(model["share_of_limit"], " of limit"))
+    yield f"{'stages, each alone':<{_TITLE}} {'core-ms':>7}  of an image"
     for name, stage in report["stages"].items():
-        yield _row(f"  {name}", stage["core_ms"], "", digits=2)
-    yield _row("ideal", report["ideal"]["images_per_s"], report["ideal"]["formula"])
-    yield _row("end to end", run["images_per_s"], _share(run["share_of_ideal"], " of ideal"))
+        yield _row(f"  {name}", {"images_per_s": stage["core_ms"]}, "", digits=2)
+    yield _row("ideal", report["ideal"], report["ideal"]["formula"])
+    yield _row("end to end", run, _share(run["share_of_ideal"], " of ideal"))
     if report["others"]["is_disturbed"]:
         left = run["share_of_what_others_left"]
-        yield _row("  of the ideal of the cores others left", None, _share(left))
+        yield _row("  of the ideal, of cores others left", {}, _share(left))
 
 
 def _peers(report: Tree) -> Iterator[str]:
     if report["peers"]:
-        yield f"{'instead of it':<{_TITLE}} {'':>8}  {'':<17} end to end is"
+        yield f"{'instead of it':<{_TITLE}} {'':>7}  {'':<16} {'':>6} end to end is"
     for peer in report["peers"]:
         if "reason" in peer:
             yield f"  {peer['title']:<{_TITLE - 2}} failed: {peer['reason'][:55]}"
             continue
         times = peer["ours_over_it"]
         text = f"{times['median']:.2f}× ({times['low']:.2f} to {times['high']:.2f})"
-        yield _row(f"  {peer['title']}", peer["images_per_s"], text)
+        yield _row(f"  {peer['title']}", peer, text)
 
 
-def _row(title: str, rate: Tree | None, text: str, digits: int = 1) -> str:
-    figures = ("", "")
-    if rate is not None:
+def _row(title: str, found: Tree, text: str, digits: int = 1) -> str:
+    """`others`: the cores that other programs kept busy while this was measured."""
+    middle = spread = others = ""
+    if rate := found.get("images_per_s"):
         low, middle, high = (
             f"{rate[key]:,.{digits if rate[key] < 1000 else 0}f}"
             for key in ("low", "median", "high")
         )
-        figures = (middle, f"({low} to {high})")
-    return f"{title:<{_TITLE}} {figures[0]:>8}  {figures[1]:<17} {text}".rstrip()
+        spread = f"({low} to {high})"
+    if "cores_of_others" in found:
+        others = f"{median(found['cores_of_others']):.2f}"
+    return f"{title:<{_TITLE}} {middle:>7}  {spread:<16} {others:>6} {text}".rstrip()
 
 
 def _share(share: Tree, of: str = "") -> str:

@@ -7,19 +7,29 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from featprep import encoders, images
 from featprep.config import EncodeConfig
 from featprep.devices import Precision
+from featprep.differences import Fingerprint
 from featprep.encoders import wants
-from featprep.encoders.base import ModelName, StorageDtype
+from featprep.encoders.base import EncoderSpec, ModelName, StorageDtype
 from featprep.errors import UsageError
-from featprep.ledger import Ledger, LedgerOptions, RunIdentity, read_run, tag_of
-from featprep.naming import fold, folder_of_encoder, printable
-from featprep.recording import count_done
-from featprep.resolve import by_patch, fingerprint, resolve, want_of
+from featprep.ledger import (
+    Ledger,
+    LedgerOptions,
+    RunIdentity,
+    folder_of,
+    read_run,
+    tag_of,
+)
+from featprep.lock import RunLock
+from featprep.naming import RESERVED, fold, folder_of_encoder, printable
+from featprep.resolve import Resolved, by_patch, fingerprint, fixed, resolve, want_of
 from featprep.session import Session
 from featprep.sources import Census, Selection, Source, folds_case
+from featprep.standing import count_done
 from featprep.stores.npy_tree import NpyTreeStore
 
 
@@ -48,6 +58,9 @@ class Part:
 def open_parts(config: EncodeConfig, scope: str) -> list[Part]:
     """Raises UsageError and its like if any of the encoders is refused."""
     named = _named(config, scope)
+    for own, _, _ in named:
+        _refuse_nested(own.output)
+        _refuse_held(own)
     layers = [further_layers(own, name) for own, name, _ in named]
     parts = [
         Part(own, name, title, more, *_survey(own, more))
@@ -89,6 +102,36 @@ def _named(config: EncodeConfig, scope: str) -> list[tuple[EncodeConfig, ModelNa
     ]
 
 
+def _refuse_nested(output: str) -> None:
+    """Of a run that lies in another's folder, every result would be one of the other's too."""
+    if read_run(output) is not None:  # it began, and goes on
+        return
+    run, asked = os.path.join(RESERVED, "run.json"), f"--output {printable(output)}"
+    for outer in Path(os.path.realpath(output)).parents:
+        if (outer / run).exists():
+            raise UsageError(
+                f"{asked}: lies in {printable(str(outer))}, which holds the results of another "
+                "run; use an --output outside it"
+            )
+    inner = sorted(path.parent.parent.name for path in Path(output).glob(f"*/{run}"))
+    if inner:
+        first = printable(os.path.join(output, inner[0]))
+        more = " …" if len(inner) > 6 else ""
+        raise UsageError(
+            f"{asked}: holds folders with the results of other runs: "
+            f"{', '.join(map(printable, inner[:6]))}{more}; use another --output, or --output "
+            f"{first} to go on with that one"
+        )
+
+
+def _refuse_held(config: EncodeConfig) -> None:
+    """The lock itself is taken when the weights are there: what makes a run fail until then, such
+    as missing weights, leaves nothing in the output."""
+    if not config.plan:
+        tag = tag_of(config.shard)
+        RunLock(folder_of(config.output), tag, break_lock=config.break_lock).ask()
+
+
 def _refuse_early(part: Part) -> None:
     """Refuse settings that the encoder cannot have, and an output of other ones, before any
     weights load, as far as can be seen without.
@@ -97,20 +140,26 @@ def _refuse_early(part: Part) -> None:
     """
     config, name = part.config, part.name
     there, spec = read_run(config.output), encoders.describe(name)
-    if spec is None:
-        return
-    storage: StorageDtype = "float16" if config.fp16 else "float32"
-    resolved = resolve(config, spec, storage, by_patch(spec), is_plain=name.is_plain)
-    if there is None:
-        return
-    before = there["fingerprint"]
-    precision = Precision(before.get("compute", "float32"), storage, "")
+    mine: Fingerprint = there["fingerprint"] if there else {}
+    if spec is not None:
+        storage: StorageDtype = "float16" if config.fp16 else "float32"
+        resolved = resolve(config, spec, storage, by_patch(spec), is_plain=name.is_plain)
+        mine = _expected(config, spec, resolved, mine)
+    identity = RunIdentity(mine, part.source.root)
+    options = LedgerOptions(config.shard, config.overwrite, config.moved, taken=part.census.taken)
+    Ledger(config.output, identity, options, lambda count, keys, older: None).check()
+
+
+def _expected(
+    config: EncodeConfig, spec: EncoderSpec, resolved: Resolved, before: Fingerprint
+) -> Fingerprint:
+    """The fingerprint that this run will have if the weights are those of `before`."""
+    precision = Precision(before.get("compute", "float32"), resolved.want.dtype, "")
     mine = fingerprint(config, spec, before.get("weights", ""), resolved, precision)
     asked_of_model = "cells" if config.grid else "grid"
-    mine[asked_of_model] = before.get(asked_of_model)
-    identity = RunIdentity(mine, part.source.root)
-    options = LedgerOptions(config.shard, config.overwrite, config.moved)
-    Ledger(config.output, identity, options, lambda count, keys, older: None).check()
+    size = config.batch_size or before.get("batch_size")
+    decided = fixed(config, before.get("threads"), size)
+    return {**mine, **decided, asked_of_model: before.get(asked_of_model)}
 
 
 def further_layers(config: EncodeConfig, name: ModelName) -> tuple[int, ...]:
@@ -121,11 +170,16 @@ def further_layers(config: EncodeConfig, name: ModelName) -> tuple[int, ...]:
     return tuple(sorted(wants.check(spec, want_of(config, "float32")).layers[1:]))
 
 
-def batch_size_before(config: EncodeConfig) -> int | None:
-    """`auto` is resolved once for an output: maps of one run are made in batches of one size."""
-    before = None if config.overwrite else read_run(config.output)
-    size = before.get("about", {}).get("batch_size") if before else None
-    return size if isinstance(size, int) and size > 0 else None
+def decided_before(config: EncodeConfig) -> tuple[int | None, int | None]:
+    """What is decided once for an output: the batch size that `auto` came to, since maps of one run
+    are made in batches of one size, and with --deterministic the threads."""
+    before = (None if config.overwrite else read_run(config.output)) or {}
+    size = before.get("about", {}).get("batch_size")
+    return _count(size), _count(before.get("fingerprint", {}).get("threads"))
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
 
 
 def _survey(config: EncodeConfig, layers: Sequence[int]) -> tuple[NpyTreeStore, Source, Census]:

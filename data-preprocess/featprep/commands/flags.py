@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from featprep.config import FIELDS, SWITCHES, EncodeConfig, make_config, parse_value
-from featprep.errors import UsageError
+from featprep.errors import UsageError, WeightsError
 from featprep.settings import nearest, shown
 
 
@@ -30,10 +31,24 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         words = [with_underscores(word) for word in _joined(argv)]
+        self._refuse_repeated(words)
         flags, unknown = self.parse_known_args(words)
         if unknown:
             raise UsageError(f"{self._about(unknown[0])} See {self.prog} --help")
         return flags
+
+    def _refuse_repeated(self, words: Sequence[str]) -> None:
+        """argparse takes the last and says nothing. A switch may come again: --no_… undoes it."""
+        for action in self._actions:
+            flag = action.option_strings[-1] if action.option_strings else ""
+            values = _values_of(flag, words) if action.nargs != 0 else []
+            if len(values) < 2:
+                continue
+            item = FIELDS.get(flag.removeprefix("--"))
+            is_list = item is not None and item.metadata["kind"].is_list
+            joined = shown(",".join(values))
+            way_out = f"several are one list, {flag} {joined}" if is_list else "give it once"
+            raise UsageError(f"{flag} is given {len(values)} times: {way_out}")
 
     def _about(self, word: str) -> str:
         if not word.startswith("-"):
@@ -53,12 +68,32 @@ def _joined(argv: Sequence[str]) -> list[str]:
     return words
 
 
+def _values_of(flag: str, words: Sequence[str]) -> list[str]:
+    """Of each `FLAG VALUE` and `FLAG=VALUE`."""
+    after = [*words[1:], ""]
+    return [
+        word.partition("=")[2] if "=" in word else after[i]
+        for i, word in enumerate(words)
+        if word.partition("=")[0] == flag
+    ]
+
+
 def with_underscores(word: str) -> str:
     """`--save-meta=x-y` → `--save_meta=x-y`; anything that is not a long flag as it is."""
     if not re.match(r"--[A-Za-z]", word):
         return word
     name, equals, value = word.partition("=")
     return "--" + name[2:].replace("-", "_") + equals + value
+
+
+@contextmanager
+def as_argument() -> Iterator[None]:
+    """For commands that take MODEL and no --model: their refusals name none."""
+    try:
+        yield
+    except (UsageError, WeightsError) as error:
+        text = str(error).removeprefix("--model ").replace(" --model ", " ")
+        raise type(error)(text) from error
 
 
 def encode_parser(prog: str, description: str) -> Parser:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -13,14 +12,13 @@ from typing import TYPE_CHECKING
 from featprep.commands.flags import Parser
 from featprep.errors import InputError
 from featprep.naming import printable
-from featprep.settings import nearest
 
 if TYPE_CHECKING:
     from featprep.records import UInt8
     from featprep.runs import Run
 
 
-def main(argv: Sequence[str]) -> int:
+def make_parser() -> Parser:
     parser = Parser(
         "featprep show",
         "Draw one result: image | mask | first three principal components.\n\n"
@@ -31,7 +29,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--out", metavar="FILE", help="where the picture goes (default: KEY.png here)"
     )
-    flags = parser.read(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    flags = make_parser().read(argv)
     _check_out(flags.out)
     out = flags.out or os.path.basename(flags.key) + ".png"
     size = draw(flags.output, flags.key, out)
@@ -46,9 +48,8 @@ def _check_out(out: str | None) -> None:
     if not os.path.isdir(folder):
         raise InputError(f"--out {printable(out)}: no folder {printable(folder)}; make it first")
     if not out.lower().endswith(".png"):
-        raise InputError(
-            f"--out {printable(out)}: the picture is a PNG; name it {printable(out)}.png"
-        )
+        name = printable(os.path.splitext(out)[0])
+        raise InputError(f"--out {printable(out)}: the picture is a PNG; name it {name}.png")
 
 
 def draw(output: str, key: str, out: str) -> tuple[int, int]:
@@ -59,9 +60,9 @@ def draw(output: str, key: str, out: str) -> tuple[int, int]:
 
     run = Run(output)
     if key not in run:
-        hint = nearest(key, itertools.islice(run, 10_000))
         raise InputError(
-            f"{output}: no result of key {key!r}.{hint} `ls {output}` shows what is there"
+            f"{output}: no result of key {key!r}.{run.nearest(key)} `ls {output}` shows what is "
+            "there"
         )
     try:
         feature, mask, _ = run[key]

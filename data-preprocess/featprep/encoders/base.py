@@ -141,6 +141,7 @@ class LoadOptions:
     trust_weights: bool = False
     want: Want = Want()  # what will be asked: parts that none of it needs are not loaded
     quick_gelu: bool | None = None  # None: as the checkpoint's tag says
+    threads: int | None = None  # of the CPU; a number fixes them and the kernels (--deterministic)
     pooled_if_any: bool = False  # load what the pooled vector needs, where the model has one
 
 

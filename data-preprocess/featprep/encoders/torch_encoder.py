@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from featprep.encoders import wants
 from featprep.encoders.base import EncoderSpec, LoadOptions, Want, check_pos_embed
+from featprep.encoders.fixed_kernels import fixed_kernels, is_missing
 from featprep.encoders.weights import Found
 from featprep.errors import OutOfMemoryError, UsageError
 from featprep.records import AnyArray, FeatureMaps, UInt8
@@ -104,6 +105,12 @@ class TorchEncoder(ABC):
         try:
             return self._encode(pixels, want)
         except (RuntimeError, MemoryError) as error:
+            if is_missing(error):
+                raise UsageError(
+                    f"--deterministic: {self.spec.name} on {self._options.device} needs an "
+                    "operation that torch has no deterministic form of; use --device cpu, or "
+                    "--no_deterministic"
+                ) from error
             if not is_out_of_memory(error):
                 raise
         # Out here, so that no traceback keeps the batch's tensors alive while the runner halves it.
@@ -114,7 +121,8 @@ class TorchEncoder(ABC):
 
         dtype, (height, width) = getattr(torch, want.dtype), pixels.shape[-2:]
         grids = {layer: self.grid(height, width, layer) for layer in want.layers}  # refuses sizes
-        with torch.inference_mode(), full_float32():
+        fixed = fixed_kernels(self._options.threads)
+        with torch.inference_mode(), full_float32(), fixed:
             taken = self._take(self.normalise(pixels), want)
             rows, columns = grids[want.layers[0]]
             first = taken.layers[want.layers[0]]

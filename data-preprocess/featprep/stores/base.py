@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import tempfile
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import xxhash
 
@@ -24,6 +25,14 @@ EVERYTHING = "all"  # the tag of a run that is not one of several shards
 Parts = Iterable[bytes | memoryview]
 
 
+class Written(NamedTuple):
+    """What is recorded of a file: the xxh3-128 of its bytes, taken on their way out, and their
+    number, which a later run compares without reading them."""
+
+    digest: str  # 32 hex digits
+    size: int
+
+
 class Store(Protocol):
     """A context manager; what is visible in it is whole. Keys are "/"-separated."""
 
@@ -32,14 +41,14 @@ class Store(Protocol):
         feature file is the last."""
         ...
 
-    def write(self, key: str, result: Result) -> dict[str, str]:
-        """Write one result, the feature file last; returns file → xxh3-128 hex digest.
+    def write(self, key: str, result: Result) -> dict[str, Written]:
+        """Write one result, the feature file last; returns what is recorded of each file.
 
         Raises ImageError(stage="store") where this key cannot be written, else OutputError.
         """
         ...
 
-    def write_meta(self, key: str, meta: dict[str, Any]) -> dict[str, str]:
+    def write_meta(self, key: str, meta: dict[str, Any]) -> dict[str, Written]:
         """Write the metadata alone."""
         ...
 
@@ -57,8 +66,8 @@ class Store(Protocol):
         ...
 
 
-def write_whole(path: str, parts: Parts, tag: str = EVERYTHING) -> str:
-    """Write under a short random name in the same folder, close, rename; returns the xxh3-128.
+def write_whole(path: str, parts: Parts, tag: str = EVERYTHING) -> Written:
+    """Write under a short random name in the same folder, close, rename.
 
     Raises OutputError.
     """
@@ -68,33 +77,36 @@ def write_whole(path: str, parts: Parts, tag: str = EVERYTHING) -> str:
         raise output_error(path, error) from error
 
 
-def put_whole(path: str, parts: Parts, tag: str) -> str:
+def put_whole(path: str, parts: Parts, tag: str) -> Written:
     """`write_whole`, with what the system says left as it is: OSError."""
     folder = os.path.dirname(path)
     temporary = os.path.join(folder, f"{_TEMPORARY}{tag}-{secrets.token_hex(6)}.tmp")
-    digest = xxhash.xxh3_128()
     try:
         os.makedirs(folder or ".", exist_ok=True)
-        _write_and_rename(temporary, path, parts, digest)
+        return _write_and_rename(temporary, path, parts)
     except BaseException:
         _try_unlink(temporary)
         raise
-    return digest.hexdigest()
 
 
-def _write_and_rename(temporary: str, path: str, parts: Parts, digest: xxhash.xxh3_128) -> None:
+def _write_and_rename(temporary: str, path: str, parts: Parts) -> Written:
+    digest, size = xxhash.xxh3_128(), 0
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
     with os.fdopen(os.open(temporary, flags, 0o666), "wb", buffering=0) as file:
         for part in parts:
             digest.update(part)
-            write_all(file.fileno(), part)
+            size += write_all(file.fileno(), part)
     os.rename(temporary, path)
+    return Written(digest.hexdigest(), size)
 
 
-def write_all(descriptor: int, data: bytes | memoryview) -> None:
+def write_all(descriptor: int, data: bytes | memoryview) -> int:
+    """How many bytes they were."""
     left = memoryview(data)
+    size = left.nbytes
     while left.nbytes:  # one write may stop short (2 GiB, a full disk)
         left = left[os.write(descriptor, left) :]
+    return size
 
 
 def _try_unlink(path: str) -> None:
@@ -110,6 +122,19 @@ def output_error(path: str, error: OSError, verb: str = "write") -> OutputError:
         f"cannot {verb} {printable(path)}: {error.strerror or error}. Free space or mend the "
         "folder's permissions; the same command goes on from here"
     )
+
+
+def check_writable(folder: str) -> None:
+    """Raise OutputError if nothing can be written there, by writing: permissions alone do not tell
+    (read-only disks, /proc). Leaves nothing behind."""
+    there = os.path.abspath(folder)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    try:
+        with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=there):
+            pass
+    except OSError as error:
+        raise output_error(folder, error) from error
 
 
 def result_error(path: str, error: OSError) -> ImageError | OutputError:

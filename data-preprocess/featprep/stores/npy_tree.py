@@ -25,6 +25,7 @@ from featprep.records import AnyArray, Result
 from featprep.stores.base import (
     EVERYTHING,
     Parts,
+    Written,
     is_temporary,
     output_error,
     put_whole,
@@ -76,23 +77,23 @@ class NpyTreeStore:
     def path(self, file: str) -> str:
         return os.path.join(self.root, *file.split("/"))
 
-    def write(self, key: str, result: Result) -> dict[str, str]:
+    def write(self, key: str, result: Result) -> dict[str, Written]:
         """See Store. An older feature file of this key goes first, so that no mask ever stands
         beside a map it was not made with."""
         self._check_inside(key)
         self._unlink(key + FEATURE)
-        digests: dict[str, str] = {}
+        written: dict[str, Written] = {}
         if self.mask and result.mask is not None:
-            digests |= self._write(key + MASK, _npy(result.mask))
+            written |= self._write(key + MASK, _npy(result.mask))
         if self.meta:
-            digests |= self.write_meta(key, dict(result.meta))
+            written |= self.write_meta(key, dict(result.meta))
         for layer in self.layers:
-            digests |= self._write(layer_file(key, layer), _npy(result.features.maps[layer]))
+            written |= self._write(layer_file(key, layer), _npy(result.features.maps[layer]))
         if self.vectors:
-            digests |= self._write(key + VECTORS, _npz(result.features.vectors))
-        return digests | self._write(key + FEATURE, _npy(result.features.map))
+            written |= self._write(key + VECTORS, _npz(result.features.vectors))
+        return written | self._write(key + FEATURE, _npy(result.features.map))
 
-    def write_meta(self, key: str, meta: dict[str, Any]) -> dict[str, str]:
+    def write_meta(self, key: str, meta: dict[str, Any]) -> dict[str, Written]:
         """See Store. Annotations often lie beside their images as NAME.json, and the output may be
         the input: a file that is not ours is left alone, and that is the image's failure."""
         self._check_inside(key)
@@ -148,7 +149,7 @@ class NpyTreeStore:
 
     def remove(self, key: str) -> None:
         """See Store. A key that could not have been written has no result."""
-        if self._leads_out(key):
+        if self.leads_out(key):
             return
         self._unlink(key + FEATURE)
         if self.own_meta(key) is not None:
@@ -175,13 +176,13 @@ class NpyTreeStore:
             return set()
         except OSError as error:
             raise output_error(path, error, "list") from error
-        if sweep and not self._leads_out(f"{folder}/x" if folder else "x"):
+        if sweep and not self.leads_out(f"{folder}/x" if folder else "x"):
             for name in names:
                 if is_temporary(name, self.tag):
                     self._unlink(f"{folder}/{name}" if folder else name)
         return names
 
-    def _write(self, file: str, parts: Parts) -> dict[str, str]:
+    def _write(self, file: str, parts: Parts) -> dict[str, Written]:
         try:
             return {file: put_whole(self.path(file), parts, self.tag)}
         except OSError as error:
@@ -198,10 +199,10 @@ class NpyTreeStore:
     def _check_inside(self, key: str) -> None:
         if is_reserved(key):
             raise ImageError("its key names no place in the output; rename the image", "store")
-        if self._leads_out(key):
+        if self.leads_out(key):
             raise ImageError("a link in the output leads outside it; remove the link", "store")
 
-    def _leads_out(self, key: str) -> bool:
+    def leads_out(self, key: str) -> bool:
         """No key and no linked folder in the output may carry results out of it."""
         folder = key.rpartition("/")[0]
         if is_reserved(key):

@@ -16,7 +16,7 @@ get_image_features', not normalised.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from featprep.records import AnyArray, Features
 from featprep.session import Session
 from featprep.settings import nearest
 from featprep.tasks import inputs
+from featprep.tasks.models import SETTINGS
 from featprep.tasks.rows import RowEncoder
 from featprep.tasks.urls import UrlLimits
 
@@ -55,6 +56,7 @@ class FeatureExtraction:
         batch_size: int | None = None,
         return_tensors: Tensors = "np",
         timeout: float | None = None,
+        **unknown: Any,
     ) -> Any:
         """Features of one image, (1, tokens, C) or (1, D); of a list, a list of these; of a
         generator, an iterator or a dataset, an iterator of these that works as it is read.
@@ -65,6 +67,7 @@ class FeatureExtraction:
         address, 30 if not given. Raises UsageError, before any image is read, and ImageError with
         position and name of the first image that cannot be read or encoded.
         """
+        _refuse_unknown(unknown)
         way, convert = _way(self.spec, pool), _converter(return_tensors)
         limits = _limits(timeout)
         _check_batch_size(batch_size)
@@ -78,6 +81,19 @@ class FeatureExtraction:
 
     def __repr__(self) -> str:
         return f"<{TASK} with {self.spec.name}>"
+
+
+def _refuse_unknown(keywords: Collection[str]) -> None:
+    allowed = ("pool", "batch_size", "return_tensors", "timeout")
+    for name in keywords:
+        if name in SETTINGS:
+            raise UsageError(
+                f"{name} is a setting of the pipeline, not of a call: give it to featprep.pipeline"
+            )
+        raise UsageError(
+            f"a call of {TASK} takes no {name!r}.{nearest(name, allowed)} There are: "
+            f"{', '.join(allowed)}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

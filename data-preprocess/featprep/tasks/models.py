@@ -6,7 +6,6 @@ The default of every task is the checkpoint's own recipe (resize="native").
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from featprep import encoders
 from featprep.config import EncodeConfig, parse_value
 from featprep.encoders.base import ModelName
 from featprep.errors import UsageError
+from featprep.python_words import python_words, warn_caller
 from featprep.session import Session, open_session
 from featprep.settings import nearest
 
@@ -67,8 +67,9 @@ _told: set[str] = set()
 
 def open_model(task: str, model: str, settings: dict[str, Any]) -> Session:
     """Load `model` for a task. Raises UsageError and WeightsError."""
-    config = _config(task, model, settings)
-    return open_session(config, find_model(model), pooled_if_any=True)
+    with python_words():
+        config = _config(task, model, settings)
+        return open_session(config, find_model(model), pooled_if_any=True)
 
 
 def find_model(model: str) -> ModelName:
@@ -98,9 +99,7 @@ def _origin(model: str) -> str:
     origin = f"hf:{_XENOVA[name]}/{name}"
     if model not in _told:
         _told.add(model)
-        warnings.warn(
-            f"{model} is an ONNX copy of {origin}, which is loaded in its place", stacklevel=5
-        )
+        warn_caller(f"{model} is an ONNX copy of {origin}, which is loaded in its place")
     return origin
 
 
@@ -112,5 +111,15 @@ def _config(task: str, model: str, settings: dict[str, Any]) -> EncodeConfig:
                 f"{', '.join(SETTINGS)}"
             )
     values = {name: parse_value(name, raw) for name, raw in settings.items() if raw is not None}
+    if not isinstance(parse_value("model", model), str):
+        raise UsageError(
+            f"{task} takes one encoder, and not model={model!r}: make a pipeline of each"
+        )
+    if values.get("size", "native") != "native" and values.get("resize") is None:
+        raise UsageError(
+            f"size={settings['size']!r}: images go the checkpoint's own way, resize='native', "
+            "which has a size; another one goes with resize='crop' (short side, then centre "
+            "crop), 'squash' or 'pad'"
+        )
     plain = {"input": "(memory)", "output": "(memory)", "mask": "none", "resize": "native"}
     return EncodeConfig(**{**plain, **values, "model": model})

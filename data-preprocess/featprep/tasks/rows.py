@@ -7,7 +7,6 @@ what is made of it, is the caller's.
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,6 +19,7 @@ from featprep.batching import BatchEncoder
 from featprep.decoding import DecodeRules, prepare_bytes, prepare_picture
 from featprep.encoders.base import Want
 from featprep.errors import ImageError
+from featprep.python_words import warn_caller
 from featprep.records import Failure, Features, ImageRef, Prepared
 from featprep.session import Session
 from featprep.tasks import inputs
@@ -123,5 +123,5 @@ def _tell(images: Sequence[Prepared]) -> bool:
     already: it is stretched to black and white."""
     noted = next((image for image in images if image.meta["notes"]), None)
     if noted is not None:
-        warnings.warn(f"{noted.ref.source}: {'; '.join(noted.meta['notes'])}", stacklevel=2)
+        warn_caller(f"{noted.ref.source}: {'; '.join(noted.meta['notes'])}")
     return noted is not None
