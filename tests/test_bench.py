@@ -341,6 +341,15 @@ def test_clips_weights_are_converted_for_the_libraries_that_know_its_architectur
     assert material.converted(ModelName("hf", "tiny"), "tiny", tmp_path / "c") == {}
 
 
+def test_a_peers_map_is_its_last_tokens_row_by_row() -> None:
+    hidden = torch.arange(11.0)[None, :, None] * torch.tensor([1.0, -1.0])  # two of a prefix
+    assert peers._maps(hidden)[0].tolist() == [
+        [[2, 3, 4], [5, 6, 7], [8, 9, 10]],
+        [[-2, -3, -4], [-5, -6, -7], [-8, -9, -10]],
+    ]
+    assert peers._maps(torch.zeros(1, 2, 3, 5)).shape == (1, 2, 3, 5)
+
+
 def test_a_loader_takes_the_workers_that_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "choose_workers", lambda: (3, "in a test"))
     loader = peers._Loader(dataclasses.replace(JOB, batch_size=2), "cpu", lambda image: image)
@@ -478,7 +487,10 @@ def test_who_fails_is_out_and_who_of_ours_fails_ends_it(
     job = Job(asked.name, "photos", ("a",), str(tmp_path), (28, 28))
     theirs = peers.Peer("loop", "a loop", bench_makers.make_stumbler, asked.name)
 
+    asked_to: list[Maker] = []
+
     def ask(self: Here, task: str, count: int) -> dict[str, Any]:
+        asked_to.append(self.make)
         if self.make is bench_makers.make_stumbler or self.job.paths == ():
             raise HandError("RuntimeError: out of luck")
         return {"images": count}
@@ -490,6 +502,7 @@ def test_who_fails_is_out_and_who_of_ours_fails_ends_it(
         contest.load()
         contest.go_round(1)
         assert contest.rounds.failed == {"loop": "RuntimeError: out of luck"}
+        assert asked_to.count(bench_makers.make_stumbler) == 1
         assert list(contest.rounds.figures) == ["limit", "model", "stages", "run"]
     ours = bench_rounds._Contest(dataclasses.replace(job, paths=()), [], Here)
     with pytest.raises(FeatprepError, match=r"^RuntimeError: out of luck$"), ours:
