@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from featprep import cli, encoders
-from featprep.bench import figures, material, peers, report, stages, startup
+from featprep.bench import figures, loaders, material, peers, report, stages, startup
 from featprep.bench.figures import Cost, Spread
 from featprep.bench.limit import Conv, Limit, Linear, operations_of
 from featprep.bench.load import Reading, cores_of_others, read_load
@@ -351,10 +351,10 @@ def test_a_peers_map_is_its_last_tokens_row_by_row() -> None:
 
 
 def test_a_loader_takes_the_workers_that_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "choose_workers", lambda: (3, "in a test"))
-    loader = peers._Loader(dataclasses.replace(JOB, batch_size=2), "cpu", lambda image: image)
+    monkeypatch.setattr(loaders, "choose_workers", lambda: (3, "in a test"))
+    loader = loaders.Loader(dataclasses.replace(JOB, batch_size=2), "cpu", lambda image: image)
     now, paths = [0.0], list("abcdefgh")
-    monkeypatch.setattr(peers.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(loaders.time, "perf_counter", lambda: now[0])
 
     def run(some: Any) -> Any:
         for path in some:
@@ -444,7 +444,7 @@ class Here:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # which the bench sets, and never takes back
-    monkeypatch.setattr(peers, "choose_workers", lambda: (0, "in a test"))
+    monkeypatch.setattr(loaders, "choose_workers", lambda: (0, "in a test"))
     settings = {"fp16": True, "precision": "bf16", "device": "cpu", "batch_size": 2}
     return Asked(ModelName("hf", "tiny"), (28, 28), 4, 1, None, True, settings)
 

@@ -17,16 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from featprep.bench.loaders import Loader, Processed, batch_of
 from featprep.bench.processes import Figures, Job, Maker, Ready
-from featprep.devices import choose_workers
 from featprep.encoders.base import ModelName
 from featprep.references import open_reference
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-BATCH = 8  # of who batches on a CPU; larger ones lose there
-_GPU_BATCH = 64
 # model_type → the class that has the image tower alone
 _TOWERS = {
     "altclip": "AltCLIPVisionModel",
@@ -116,7 +114,7 @@ def pipeline(job: Job) -> Ready:
         device=device,
         dtype=dtype,
     )
-    batch = _batch(job, device)
+    batch = batch_of(job, device)
 
     def run(paths: Sequence[str]) -> Iterator[Any]:
         for tokens in pipe(list(paths), batch_size=batch, return_tensors=True):
@@ -131,7 +129,7 @@ def tuned(job: Job) -> Ready:
 
     device, dtype = _device_and_dtype(job)
     processor, model = _processor(job), _tower(job, dtype).to(device)
-    loader = _Loader(job, device, _Processed(processor))
+    loader = Loader(job, device, Processed(processor))
 
     def run(paths: Sequence[str]) -> Iterator[Any]:
         for pixels in loader.batches(paths):
@@ -179,7 +177,7 @@ def _own_loop(job: Job, forward: Callable[[Tensor], Any], statistics: Any) -> Re
         transforms.ToTensor(),
         transforms.Normalize(*statistics),
     ]
-    loader = _Loader(job, device, transforms.Compose(steps))
+    loader = Loader(job, device, transforms.Compose(steps))
 
     def run(paths: Sequence[str]) -> Iterator[Any]:
         for pixels in loader.batches(paths):
@@ -189,80 +187,11 @@ def _own_loop(job: Job, forward: Callable[[Tensor], Any], statistics: Any) -> Re
     return _ready(job, run, {"precision": str(dtype)}, loader)
 
 
-class _Processed:
-    """An image as transformers' processor has it."""
-
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        pixels: Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
-        return pixels
-
-
-class _Images:
-    """A dataset; decoded and transformed in the DataLoader's workers."""
-
-    def __init__(self, load: Callable[[Image.Image], Tensor]) -> None:
-        self.load, self.paths = load, list[str]()
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, place: int) -> Tensor:
-        return self.load(Image.open(self.paths[place]).convert("RGB"))
-
-
-class _Loader:
-    """A DataLoader whose workers outlive a round, as they do over a long folder.
-
-    Without workers or with one a free core, whichever `choose` found faster: on few cores a worker
-    and threads that spin as they wait can hold each other up until neither gets on.
-    """
-
-    def __init__(self, job: Job, device: str, load: Callable[[Image.Image], Tensor]) -> None:
-        self.batch, self.load = _batch(job, device), load
-        self.workers, _ = choose_workers()
-        self.tried: dict[str, float] = {}
-        self.paths: Sequence[str] = ()
-        self.loader: Any = None
-
-    def about(self) -> Figures:
-        return {"batch_size": self.batch, "workers": self.workers, "images_per_s_tried": self.tried}
-
-    def choose(self, run: Callable[[Sequence[str]], Iterable[Any]], paths: Sequence[str]) -> None:
-        """By three batches, after one to warm up."""
-        few, rates = list(paths[: 3 * self.batch]), {}
-        for workers in sorted({0, self.workers}):
-            self.workers, self.paths = workers, ()
-            for some in (few[: self.batch], few):
-                began = time.perf_counter()
-                done = sum(1 for _ in run(some))
-                rates[workers] = done / (time.perf_counter() - began)
-        self.workers, self.paths = max(rates, key=lambda workers: rates[workers]), ()
-        self.tried = {str(workers): rate for workers, rate in rates.items()}
-
-    def batches(self, paths: Sequence[str]) -> Iterable[Tensor]:
-        from torch.utils.data import DataLoader
-
-        if self.paths != paths:
-            images: Any = _Images(self.load)
-            images.paths, self.paths = list(paths), paths
-            self.loader = DataLoader(
-                images,
-                self.batch,
-                num_workers=self.workers,
-                persistent_workers=self.workers > 0,
-            )
-        batches: Iterable[Tensor] = self.loader
-        return batches
-
-
 def _ready(
     job: Job,
     run: Callable[[Sequence[str]], Iterable[Any]],
     about: Figures,
-    loader: _Loader | None = None,
+    loader: Loader | None = None,
 ) -> Ready:
     """Times `run` over the first images; every map is written as NNN.npy. A loader chooses its
     workers at the first call, which is the warm-up: while everyone loads it could not tell."""
@@ -290,10 +219,6 @@ def _device_and_dtype(job: Job) -> tuple[str, Any]:
 
     device, precision = job.resolved()
     return device, getattr(torch, precision.compute)
-
-
-def _batch(job: Job, device: str) -> int:
-    return job.batch_size or (BATCH if device == "cpu" else _GPU_BATCH)
 
 
 def _processor(job: Job) -> Any:
