@@ -32,7 +32,7 @@ LAYERS = {
     "parts": ["encoders.*", "references.*", "stores.*", "sources", "ledger", "journal", "lock"],
     "pipeline": [
         "decoding", "batching", "runner", "recording", "standing", "resolve", "session", "tasks.*",
-        "certify", "certify_cases", "overhead", "published", "bench", "show", "runs",
+        "certify", "certify_cases", "overhead", "published", "bench.*", "show", "runs",
         "verify", "verify_result", "aside", "status", "replay", "api",
     ],
     "commands": ["commands.*"],

@@ -26,6 +26,7 @@ COMMANDS = {
     "models": ("featprep.commands.models", "the encoders there are"),
     "fetch": ("featprep.commands.fetch", "weights, for machines that will have no network"),
     "certify": ("featprep.commands.certify", "our maps against upstream's own modules"),
+    "bench": ("featprep.commands.bench", "how fast, how fast it could be, and against what else"),
     "settings": ("featprep.commands.settings", "every setting of encode, as a table"),
 }
 
