@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,19 +36,24 @@ KINDS = (
 
 @pytest.fixture(scope="module", params=KINDS)
 def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    tmp_path = tmp_path_factory.mktemp("weights")
-    family, _, id = request.param.partition(":")
-    if request.param in open_clip_towers.TOWERS:
-        path = write_openclip(open_clip_towers.TOWERS[request.param], tmp_path)
+    name = written(request.param, tmp_path_factory.mktemp("weights"))
+    return load_encoder(name, LoadOptions(threads=1))
+
+
+def written(kind: str, folder: Path) -> ModelName:
+    """Random weights of it as local ones."""
+    family, _, id = kind.partition(":")
+    if kind in open_clip_towers.TOWERS:
+        path = write_openclip(open_clip_towers.TOWERS[kind], folder)
     elif id == "tiny":
-        path = write_tiny(family, tmp_path)
+        path = write_tiny(family, folder)
     elif family == "timm":
-        path = write_timm(id, tmp_path, **OF_TIMM[id])
+        path = write_timm(id, folder, **OF_TIMM[id])
     elif family == "torchvision":
-        path = write_torchvision(id, tmp_path)
+        path = write_torchvision(id, folder)
     else:
-        path = write_random(request.param, tmp_path, 2)
-    return load_encoder(ModelName(family, id, str(path)), LoadOptions(threads=1))
+        path = write_random(kind, folder, 2)
+    return ModelName(family, id, str(path))
 
 
 def questions(encoder: Encoder) -> list[tuple[np.ndarray[Any, Any], Want]]:
