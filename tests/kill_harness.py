@@ -49,7 +49,9 @@ def encode(source: Path, output: Path, flags: list[str]) -> int:
     encode_run.open_session = fake_session(FakeEncoder(spec=DEEP))
     encoders.describe = lambda name: DEEP
     encode_run.DecodePool = InlinePool  # type: ignore[misc,assignment]
-    words = ["--input", str(source), "--output", str(output), "--model", "clip:tiny", *flags]
+    words = ["--input", str(source), "--output", str(output), *flags]
+    if not any(flag.startswith("--model=") for flag in flags):
+        words.append("--model=clip:tiny")
     words += ["--size", "32", "--batch_size", "2", "--quiet"]
     return _guarded(lambda: command.main(words))
 

@@ -75,7 +75,9 @@ def test_settings_are_checked_as_on_the_command_line() -> None:
     assert str(error.value).startswith("featprep.encode has no setting 'sizes'. Did you mean size?")
     with pytest.raises(UsageError) as error:
         featprep.encode(_picture(), model="clip:tiny", resize="crop it")
-    assert str(error.value).startswith("--resize crop it: allowed is one of crop, squash, pad")
+    assert str(error.value) == (
+        "resize='crop it': allowed is one of crop, squash, pad, keep, native. Did you mean crop?"
+    )
     with pytest.raises(UsageError) as error:
         featprep.encode([], model="clip:tiny")
     assert str(error.value) == "featprep.encode was given no image; give it at least one"
@@ -94,3 +96,13 @@ def test_images_of_different_sizes_do_not_stack_and_say_what_to_do() -> None:
 def test_an_unknown_attribute_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'featprep' has no attribute 'encoder'"):
         _ = featprep.encoder
+
+
+def test_what_there_is_to_call_can_be_listed() -> None:
+    assert {"encode", "open", "pipeline", "__version__"} <= set(dir(featprep))
+    assert {"Any", "import_module"}.isdisjoint(dir(featprep))
+
+
+def test_maps_tell_their_shapes_and_no_values() -> None:
+    maps = featprep.encode([_picture(), _picture()], model="clip:tiny", size=32)
+    assert repr(maps) == "<FeatureMaps: map 0 (2, 3, 4, 4) float32, masks (2, 4, 4) uint8>"

@@ -397,6 +397,10 @@ def test_the_table_has_a_line_a_model_and_the_json_every_comparison(
     assert out[1].split()[5] == "same"
     assert out[2].split()[:4] == ["ok", "clip:tiny", "as", "hf:"]
     assert max(map(len, out)) <= 100
+    assert out[-2:-1] == [
+        "bounds: float32 within 1e-04 × max(1, rms of upstream's); bfloat16 cosine of a map at "
+        "least 0.999"
+    ]
     assert "comparisons in" in out[-1]
     read = json.loads(file.read_text())
     assert [model["model"] for model in read["models"]][:2] == ["clip:tiny", "clip:tiny as hf:"]
@@ -417,10 +421,10 @@ def test_one_outside_tolerance_exits_with_one_and_names_what_it_is(
     assert cli.main(["certify", "clip:tiny"]) == 1
     out = lines(capsys)
     assert out[1].split()[:2] == ["FAIL", "clip:tiny"]
-    assert [line.split()[0] for line in out[2:-1]] == ["FAIL"] * 5
+    assert [line.split()[0] for line in out[2:-2]] == ["FAIL"] * 5
     assert out[-1].startswith("0 of 1 certified, 1 failed; ")
     assert cli.main(["certify", "clip:tiny", "--verbose"]) == 1
-    assert len(lines(capsys)) == 3 + 130
+    assert len(lines(capsys)) == 4 + 130
 
 
 def test_a_model_that_breaks_hides_no_later_one(
@@ -457,7 +461,7 @@ def test_random_weights_certify_the_architecture_alone_and_are_removed(
 ) -> None:
     words = ["certify", "hf:facebook/dinov2-small", "--random", "--layers", "1"]
     assert cli.main(words) == 0
-    first, _, row, _ = lines(capsys)
+    first, _, row, _, _ = lines(capsys)
     assert first == "random weights: the architectures are certified, and no published checkpoint"
     assert row.split()[:2] == ["ok", "hf:facebook/dinov2-small"]
     (name,) = certified
@@ -472,6 +476,11 @@ def test_random_weights_certify_the_architecture_alone_and_are_removed(
         (
             ["--all", "clip:tiny"],
             "featprep certify: name models, or say --all; `featprep models` lists the names",
+        ),
+        (
+            ["tiny"],
+            "tiny: of which family? type hf:tiny; allowed is clip:tiny, hf:tiny, openclip:tiny, "
+            "timm:tiny",
         ),
         (["clip:tiny", "--every"], "--every: it is for --all; add --all, or drop it"),
         (["clip:tiny", "--layers", "2"], "--layers 2: allowed is 1 or more, with --random"),

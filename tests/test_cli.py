@@ -105,6 +105,26 @@ def test_models_lists_and_filters(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines()[1].split()[-2:] == ["yes", "dinov3-license"]
 
 
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("tinny", " Did you mean timm:tiny?"),
+        ("clip:RN55", " Did you mean clip:RN50?"),
+        ("zebra", ""),
+    ],
+)
+def test_a_filter_that_no_name_holds_is_refused_with_the_nearest(
+    typed: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["models", typed]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (
+        "",
+        f"featprep: featprep models {typed.lower()}: no name holds this; without it, all are "
+        f"listed.{hint}\n",
+    )
+
+
 def test_what_ends_a_command_decides_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     def stop(error: BaseException):  # noqa: ANN202
         def command() -> int:

@@ -157,6 +157,8 @@ def test_a_setting_is_read_from_text_and_from_plain_python_values(
             None,
             "--size wants a plain value, not NoneType: one side, `H,W`, or `native`",
         ),
+        ("size", "123456", "--size 123456: a side has at most 99999 pixels; take a smaller"),
+        ("size", "7,100000", "--size 7,100000: a side has at most 99999 pixels; take a smaller"),
         ("limit", {"a": 1}, "--limit wants a plain value, not dict: a whole number from 1 up"),
     ],
 )
@@ -166,7 +168,7 @@ def test_a_bad_value_is_refused_with_what_is_allowed_and_what_to_type(
     assert refusal(name, raw) == message
 
 
-@pytest.mark.parametrize("raw", ["224x448", "0", "-1", "1,2,3", "a", "123456", "3.5", "Native"])
+@pytest.mark.parametrize("raw", ["224x448", "0", "-1", "1,2,3", "a", "3.5", "Native"])
 def test_a_bad_size_is_refused(raw: str) -> None:
     assert refusal("size", raw) == (
         f"--size {raw}: allowed is one side, H,W in pixels, or native; for example --size 224 or "
@@ -214,6 +216,18 @@ def test_input_output_and_model_are_required(name: str) -> None:
         (
             {"quiet": True, "verbose": True},
             "--quiet and --verbose exclude each other: drop one, or --no_quiet",
+        ),
+        (
+            {"alpha_threshold": 0.5, "mask": "none"},
+            "--alpha_threshold is of --mask any: drop it, or --mask none",
+        ),
+        (
+            {"alpha_threshold": 0.5, "mask": "coverage"},
+            "--alpha_threshold is of --mask any: drop it, or --mask coverage",
+        ),
+        (
+            {"max_tokens": 99},
+            "--max_tokens is of --resize keep: add --resize keep, or drop it",
         ),
         (
             {"mask_dir": "masks", "mask": "none"},

@@ -18,13 +18,16 @@ from featprep import cli, devices
 from featprep.commands import encode_run
 from featprep.encoders.base import LoadOptions, Want
 from featprep.encoders.fixed_kernels import fixed_kernels
+from featprep.encoders.random_modules import write_timm
 from featprep.encoders.tiny import TINY
 from featprep.encoders.torch_encoder import TorchEncoder
 from featprep.errors import UsageError
 from PIL import Image
 from test_encode_run import Bench, InlinePool, bench  # noqa: F401 (a fixture)
 
-FLAGS = ("--batch_size", "4", "--save_meta", "--quiet")
+FLAGS = ("--batch_size", "8", "--size", "224", "--save_meta", "--quiet")
+# One block, wide enough that bfloat16 on processors with AMX depends on the size of the batch.
+WIDE = {"embed_dim": 384, "num_heads": 6, "depth": 1}
 
 
 class ShuffledPool(InlinePool):
@@ -36,17 +39,18 @@ class ShuffledPool(InlinePool):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Seven pictures, so that the second batch is a short one."""
+    """Eleven pictures, so that the second batch is a short one."""
     (tmp_path / "in").mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (7, 70, 90, 4), dtype=np.uint8)
-    for name, picture in zip("abcdefg", pixels, strict=True):
+    pixels = np.random.default_rng(0).integers(0, 256, (11, 70, 90, 4), dtype=np.uint8)
+    for name, picture in zip("abcdefghijk", pixels, strict=True):
         Image.fromarray(picture).save(tmp_path / f"in/{name}.png")
     return tmp_path
 
 
 def encode(folder: Path, output: str, *flags: str) -> int:
     words = ["--input", f"{folder}/in", "--output", f"{folder}/{output}"]
-    return cli.main(["encode", *words, *FLAGS, *flags])
+    given = FLAGS[2:] if "--batch_size" in flags else FLAGS
+    return cli.main(["encode", *words, *given, *flags])
 
 
 def results(folder: Path, output: str) -> dict[str, bytes]:
@@ -68,15 +72,18 @@ def cut_at(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("model", ["clip:tiny", "hf:tiny"])
+@pytest.mark.parametrize("model", ["clip:tiny", "hf:tiny", "wide"])
 def test_order_neighbours_and_a_cut_change_no_byte(
     folder: Path, monkeypatch: pytest.MonkeyPatch, model: str, precision: str
 ) -> None:
+    if model == "wide":
+        name = "vit_base_patch32_clip_224"
+        model = f"timm:{name}={write_timm(name, folder / 'weights', **WIDE)}"
     flags = ("--model", model, "--precision", precision, "--deterministic")
     monkeypatch.setattr(encode_run, "DecodePool", InlinePool)
     assert encode(folder, "whole", *flags) == 0
     whole = results(folder, "whole")
-    assert len(whole) == 21
+    assert len(whole) == 33
     with monkeypatch.context() as patched:
         cut_at(patched, 3)
         assert encode(folder, "cut", *flags) == 4
@@ -110,27 +117,27 @@ def test_threads_and_batch_size_are_the_outputs_and_not_the_hours(
         return real(self, pixels)
 
     monkeypatch.setattr(TorchEncoder, "normalise", normalise)
-    flags = ("--model", "clip:tiny", "--deterministic")
+    flags = ("--model", "clip:tiny", "--deterministic", "--batch_size")
     before = torch.get_num_threads()
     try:
         with monkeypatch.context() as older:
             older.setattr(devices, "fix_threads", lambda before: 2)
-            assert encode(folder, "out", *flags, "--limit", "4") == 0
+            assert encode(folder, "out", *flags, "4", "--limit", "4") == 0
         torch.set_num_threads(3)
-        assert encode(folder, "out", *flags) == 0
+        assert encode(folder, "out", *flags, "4") == 0
         assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == (3, False)
     finally:
         torch.set_num_threads(before)
-    assert seen == [(2, True), (2, True)]
+    assert seen == [(2, True)] * 3
     run = json.loads((folder / "out/.featprep/run.json").read_text())["fingerprint"]
     decided = {"deterministic": True, "threads": 2, "batch_size": 4}
     assert {name: run[name] for name in decided} == decided
     meta = json.loads((folder / "out/a.json").read_text())
     assert {name: meta[name] for name in decided} == decided
-    assert encode(folder, "out", *flags, "--batch_size", "2") == 2
-    assert "features of other settings: batch_size 4 there, 2 asked." in capsys.readouterr().err
+    assert encode(folder, "out", *flags, "2") == 2
+    assert "--batch_size 4 there, --batch_size 2 asked." in capsys.readouterr().err
     assert encode(folder, "out", "--model", "clip:tiny") == 2
-    assert "deterministic true there, null asked; threads 2" in capsys.readouterr().err
+    assert "--deterministic there, --no_deterministic asked. Nothing" in capsys.readouterr().err
 
 
 def test_the_cores_of_the_machine_change_no_byte(

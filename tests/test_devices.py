@@ -62,12 +62,12 @@ def test_a_device_is_chosen_with_its_reason(
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ("mps", "--device mps: not on this machine; allowed is auto or one of cuda:0, cuda:1, cpu"),
+        ("mps", "--device mps: not on this machine; allowed is auto, cuda:0, cuda:1 or cpu"),
         (
             "cuda:2",
-            "--device cuda:2: not on this machine; allowed is auto or one of cuda:0, cuda:1, cpu",
+            "--device cuda:2: not on this machine; allowed is auto, cuda:0, cuda:1 or cpu",
         ),
-        ("tpu", "--device tpu: no such device; allowed is auto or one of cuda:0, cuda:1, cpu"),
+        ("tpu", "--device tpu: no such device; allowed is auto, cuda:0, cuda:1 or cpu"),
     ],
 )
 def test_an_absent_device_is_refused_with_what_there_is(
@@ -84,7 +84,7 @@ def test_a_gpu_on_a_machine_without_is_refused(machine: Any, asked: str) -> None
     with pytest.raises(UsageError) as refusal:
         devices.choose_device(asked)
     assert str(refusal.value) == (
-        f"--device {asked}: not on this machine; allowed is auto or one of cpu"
+        f"--device {asked}: torch finds no CUDA GPU on this machine; allowed is auto or cpu"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -13,15 +14,19 @@ import yaml
 from featprep import encoders
 from featprep.cli import COMMANDS, main
 from featprep.commands import fetch
-from featprep.commands.certify import certify_parser
 from featprep.commands.encode import SCRIPTS
-from featprep.commands.flags import encode_parser, read_config
+from featprep.commands.flags import Parser, encode_parser, read_config
 from featprep.config import markdown_table, read_yaml
 from featprep.encoders import copies
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "README.zh-CN.md"]
+READMES = ["README.md", "README.zh-CN.md"]
+DOCUMENTS = [
+    *READMES,
+    "configs/README.md",
+    *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")),
+]
 
 
 def _commands(document: str) -> list[str]:
@@ -31,8 +36,15 @@ def _commands(document: str) -> list[str]:
     return [line.split("  #")[0].strip() for line in lines if line.strip() and line[0] != "#"]
 
 
+def _parser(command: str) -> Parser:
+    if command == "encode":
+        return encode_parser("x", "x")
+    parser: Parser = importlib.import_module(COMMANDS[command][0]).make_parser()
+    return parser
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_encoding_command_of_a_document_is_parsed_by_its_parser(document: str) -> None:
+def test_every_command_of_a_document_is_parsed_by_its_parser(document: str) -> None:
     seen = 0
     for line in _commands(document):
         found = re.match(r"\./scripts/encode_(clip|dino)_features\.sh (.*)", line)
@@ -42,11 +54,16 @@ def test_every_encoding_command_of_a_document_is_parsed_by_its_parser(document: 
             )
             assert config.input == "photos"
             seen += 1
-    assert seen >= 3
+        elif line.startswith("featprep "):
+            _, command, *words = shlex.split(line, comments=True)
+            if "…" not in line:
+                _parser(command).read(words)
+                seen += 1
+    assert seen >= 3 or document not in READMES
 
 
-def test_what_the_readme_fetches_is_what_its_next_commands_name() -> None:
-    lines = _commands("README.md")
+def test_what_is_fetched_is_what_the_next_commands_name() -> None:
+    lines = _commands("docs/offline.md")
     (line,) = [line for line in lines if line.startswith("featprep fetch ")]
     flags = fetch.make_parser().read(shlex.split(line)[2:])
     names = [encoders.resolve(value, "any") for value in flags.model]
@@ -60,16 +77,17 @@ def test_what_the_readme_fetches_is_what_its_next_commands_name() -> None:
 def test_every_script_and_file_a_document_names_is_there(document: str) -> None:
     text = (ROOT / document).read_text()
     named = re.findall(r"(?:\./)?((?:scripts|configs|docs|tests)/[\w./]+\.\w+)", text)
-    named += re.findall(r"\]\(([\w./-]+\.\w+)\)", text)
-    assert named
+    assert named or document not in READMES
     assert [name for name in named if not (ROOT / name).exists()] == []
+    links = re.findall(r"\]\(([\w./-]+\.\w+)[)#]", text)
+    assert [link for link in links if not (ROOT / document).parent.joinpath(link).exists()] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_flag_a_document_names_is_one(document: str) -> None:
-    flags = set(encode_parser("x", "x")._option_string_actions)
-    flags |= set(certify_parser()._option_string_actions)
-    others = {"--out", "--index-url", "--extra-index-url", "--to", "--local-dir"}
+    flags = {flag for command in COMMANDS for flag in _parser(command)._option_string_actions}
+    others = {"--index-url", "--extra-index-url", "--local-dir", "--version", "--switch"}
+    others.add("--no_switch")  # what stands for any of them
     named = set(re.findall(r"(?<![\w-])--[a-z_]+[\w-]*", (ROOT / document).read_text()))
     assert {flag for flag in named if flag not in flags | others} == set()
 
@@ -79,29 +97,36 @@ def test_the_settings_table_is_the_one_config_makes() -> None:
     assert markdown_table() in text, "run: featprep settings, and paste it into configs/README.md"
 
 
-def _encoder_rows() -> list[tuple[list[str], str]]:
-    """(names, shapes and the rest) of each row; `:NAME` is of the family that the row begins with,
-    and a name stands for its published weights, NAME/WEIGHTS of torchvision, too."""
-    table = (ROOT / "README.md").read_text().partition("## Encoders")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (`\w+:[^|]+) \| ([^|]+ \| [^|]+ \| [^|]+) \|$", table, re.MULTILINE)
-    named = [(re.findall(r"`([^`]+)`", row[0]), row[1]) for row in rows]
-    return [
-        ([names[0].partition(":")[0] * name.startswith(":") + name for name in names], rest)
-        for names, rest in named
-    ]
+def _encoder_rows() -> dict[str, str]:
+    """Name → default map, shape and projected, of docs/encoders.md; NAME of torchvision is its
+    NAME/WEIGHTS too."""
+    found = re.findall(r"^\| `(\w+:[^`]+)`[^|]* \| (.*) \|$", _text("encoders"), re.MULTILINE)
+    assert len(dict(found)) == len(found)  # no name has two rows
+    return dict(found)
+
+
+def _text(page: str) -> str:
+    return (ROOT / "docs" / f"{page}.md").read_text()
 
 
 def _row_name(name: str) -> str:
     return name.partition("/")[0] if name.startswith("torchvision:") else name
 
 
-def test_the_readmes_encoder_table_is_the_catalogue() -> None:
-    named = [name for names, _ in _encoder_rows() for name in names]
-    many = [name for name in encoders.list_encoders() if _is_one_of_many(name)]
-    assert set(named) <= set(encoders.list_encoders())
-    assert {_row_name(name) for name in encoders.list_encoders()} - set(named) <= set(many)
-    assert len(named) == len(set(named))
-    assert {name.partition(":")[0] for name in named if name in many} == {"openclip", "timm"}
+def test_the_table_of_encoders_is_the_catalogue() -> None:
+    named = set(_encoder_rows())
+    many = {name for name in encoders.list_encoders() if _is_one_of_many(name)}
+    assert named <= set(encoders.list_encoders())
+    assert {_row_name(name) for name in encoders.list_encoders()} - named <= many
+    assert {name.partition(":")[0] for name in named & many} == {"openclip", "timm"}
+
+
+def test_the_readmes_examples_say_what_their_rows_say_and_are_of_every_family() -> None:
+    table = (ROOT / "README.md").read_text().partition("## Encoders")[2].partition("\n## ")[0]
+    found = re.findall(r"^\| [^|`]*\| (`\w+:[^|]+`) \| (.*) \|$", table, re.MULTILINE)
+    examples = {name: rest for names, rest in found for name in re.findall(r"`([^`]+)`", names)}
+    assert examples == {name: _encoder_rows().get(name) for name in examples}
+    assert {name.partition(":")[0] for name in examples} == set(encoders.FAMILIES)
 
 
 def test_the_readmes_aliases_are_those_there_are() -> None:
@@ -117,27 +142,22 @@ def _is_one_of_many(name: str) -> bool:
     return name.startswith(("openclip:", "timm:")) and not name.endswith(":tiny")
 
 
-def test_the_readmes_shapes_are_the_specs() -> None:
-    """One shape for all names of a row, or one for each, in their order."""
-    for names, rest in _encoder_rows():
-        told = rest.split(" | ")[1]
-        shapes = re.findall(r"\((\d+), (\d+), (\d+)\)", told)
-        for number, name in enumerate(names):
-            spec = encoders.describe(encoders.resolve(name, "any"))
-            assert spec is not None
-            side = str(224 // spec.patch)
-            shape = shapes[number if len(shapes) >= len(names) else 0]
-            assert shape == (str(spec.hidden_dim), side, side), name
-            if spec.projected_dim:
-                assert f"({spec.projected_dim}, {side}, {side})" in rest, name
+def test_the_shapes_in_the_table_are_the_specs() -> None:
+    for name, row in _encoder_rows().items():
+        spec = encoders.describe(encoders.resolve(name, "any"))
+        assert spec is not None
+        side = str(224 // spec.patch)
+        _, shape, projected = row.split(" | ")
+        assert shape == f"({spec.hidden_dim}, {side}, {side})", name
+        wanted = f"({spec.projected_dim}, {side}, {side})" if spec.projected_dim else "–"
+        assert projected.removesuffix(", through its value path") == wanted, name
 
 
-def test_the_readme_says_truly_what_is_normed() -> None:
-    for names, rest in _encoder_rows():
-        for name in names:
-            spec = encoders.describe(encoders.resolve(name, "any"))
-            if spec is not None and not spec.meaningless:
-                assert (", final norm" in rest.split(" | ")[0]) == spec.final_norm, name
+def test_the_table_says_truly_what_is_normed() -> None:
+    for name, row in _encoder_rows().items():
+        spec = encoders.describe(encoders.resolve(name, "any"))
+        assert spec is not None
+        assert (", final norm" in row.split(" | ")[0]) == spec.final_norm, name
 
 
 def test_every_config_is_read_and_names_an_encoder_that_is_there() -> None:
@@ -176,7 +196,8 @@ def test_the_readme_is_for_a_newcomer() -> None:
 
 
 def test_every_command_there_is_stands_in_a_document() -> None:
-    text = "".join((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    text = "".join(page.read_text() for page in pages)
     assert [name for name in COMMANDS if f"featprep {name}" not in text] == []
 
 
@@ -206,14 +227,13 @@ def test_the_readmes_section_on_what_to_take_reads_what_a_run_of_it_wrote(
     Image.new("RGB", (32, 32), (200, 100, 50)).save("cat.png")
     Image.new("RGB", (32, 32), (200, 100, 50)).save("photos/cat.png")
     command = shlex.split(section.partition("```bash\n")[2].partition("\n")[0])
-    words = [word.replace("-1,5", "-1,0") for word in command[1:]]  # tiny has three blocks
-    assert main(["encode", *words, "--model", "hf:tiny", "--size", "28", "--quiet"]) == 0
+    assert main(["encode", *command[1:], "--model", "hf:tiny", "--size", "28", "--quiet"]) == 0
     names: dict[str, Any] = {"featprep": featprep}
     exec(section.partition("```python\n")[2].partition("```")[0], names)
-    assert list(names["run"].layers) == [2, 0]
-    assert list(names["run"].vectors) == ["prefix", "pooled", "masked", "masked@0", "empty"]
+    assert list(names["run"].layers) == [2, 1]
+    assert list(names["run"].vectors) == ["prefix", "pooled", "masked", "masked@1", "empty"]
     assert {path.name for path in Path("features").glob("cat*")} == {
-        "cat.npy", "cat@0.npy", "cat_mask.npy", "cat_vec.npz",
+        "cat.npy", "cat@1.npy", "cat_mask.npy", "cat_vec.npz",
     }  # fmt: skip
     assert names["maps"].maps[0].shape == (1, 64, 16, 16)
     assert names["maps"].prefix.shape == (1, 1, 64)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import FakeEncoder, describe, fake_session, mean_colours
+from fakes import DEEP, FakeEncoder, describe, fake_session, mean_colours
 from featprep import encoders
 from featprep.commands import encode, encode_run
 from featprep.decoding import prepare, prepare_job
@@ -77,7 +79,8 @@ class Bench:
         self.monkeypatch.setattr(encode_run, "open_session", self.opener or self._opener(exact))
         self.monkeypatch.setattr(encoders, "describe", self._describe)
         self.monkeypatch.setattr(encode_run, "DecodePool", InlinePool)
-        words = ["--input", str(self.input), "--output", str(self.output), "--model", "clip:tiny"]
+        usual = {"--input": self.input, "--output": self.output, "--model": "clip:tiny"}
+        words = [f"{name}={value}" for name, value in usual.items() if name not in flags]
         from featprep.cli import _guarded
 
         code = _guarded(lambda: encode.main([*words, *flags]))
@@ -155,7 +158,8 @@ def test_the_lines_of_a_run_say_encoder_device_input_shapes_done_and_time(bench:
         f"input    {bench.input}  2 images, 0 done before, 928 B to write; ignored: 1 .jp2"
     )
     assert lines[3] == (
-        "shapes   pixels (4,3,32,32) → tokens (4,16,3) → map (3,4,4) float32, mask (4,4) uint8"
+        "shapes   pixels (4,3,32,32), 2 images and padding → tokens (4,16,3) → map (3,4,4) "
+        "float32, mask (4,4) uint8"
     )
     assert lines[4] == "done     2 encoded, 0 skipped, 0 failed"
     assert lines[5].startswith("time     ")
@@ -199,10 +203,10 @@ def test_another_setting_in_the_same_folder_is_refused_and_touches_nothing(bench
     assert bench.run("--size", "64", "--background", "white") == 2
     assert bench.said == (
         f"{bench.said.partition('featprep: ')[0]}"
-        f"featprep: {bench.output} holds features of other settings: size [32, 32] there, "
-        "[64, 64] asked; background [0, 0, 0] there, [255, 255, 255] asked. "
-        "Nothing was touched: use another --output, or --overwrite to "
-        "replace them\n"
+        f"featprep: {bench.output} holds features of other settings: --size 32 there, "
+        "--size 64 asked; --background black there, --background white asked. "
+        "Nothing was touched: to go on with what is there give --size 32 --background black, else "
+        "use another --output, or --overwrite to replace them\n"
     )
     assert bench.tree() == before
 
@@ -525,6 +529,45 @@ def test_verbose_says_every_images_shapes(bench: Bench) -> None:
     assert "image    a.png 32×40 → map (3,4,4) float32, mask (4,4) uint8" in bench.said.splitlines()
 
 
+def test_nothing_to_encode_has_no_speed_and_one_image_is_no_images(bench: Bench) -> None:
+    bench.image("a.png")
+    assert bench.run("--size", "32") == 0
+    assert f"input    {bench.input}  1 image, 0 done before" in bench.said
+    assert bench.run("--size", "32") == 0
+    assert re.fullmatch(r"time     \d+\.\d s", bench.said.splitlines()[-1])
+
+
+def test_the_encoders_line_says_what_of_a_layer_is_taken(bench: Bench) -> None:
+    bench.encoder = FakeEncoder(spec=replace(DEEP, has_facets=True))
+    bench.image("a.png")
+    assert bench.run("--size", "32", "--layer", "1", "--facet", "key", "--norm", "none") == 0
+    assert bench.said.splitlines()[0] == (
+        "encoder  fake:deep  (3, 4, 4) at 32×32  layer 1  facet key  norm none  "
+        "weights ffffffff (made here)"
+    )
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_weights_load(bench: Bench) -> None:
+    bench.image("a.png")
+
+    def never(*_: object, **__: object) -> Session:
+        raise AssertionError("the weights were loaded")
+
+    bench.opener = never
+    blocked = bench.root / "blocked"
+
+    def mkdir(path: str, *_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", path)
+
+    bench.monkeypatch.setattr(tempfile, "mkdtemp", lambda *_, **__: mkdir(str(blocked)))
+    assert bench.run("--size", "32", "--output", str(blocked / "out")) == 4
+    assert bench.said == (
+        f"featprep: cannot write {blocked}/out/.featprep: Read-only file system. Free space or "
+        "mend the folder's permissions; the same command goes on from here\n"
+    )
+    assert not blocked.exists()
+
+
 def test_auto_batch_size_is_resolved_once_for_an_output(bench: Bench) -> None:
     bench.image("a.png")
     bench.run("--size", "32", "--batch_size", "3")
@@ -544,7 +587,7 @@ def test_plan_refuses_what_the_run_would_refuse_and_counts_changed_images(bench:
     run = {"fingerprint": fingerprint, "input": str(bench.input), "about": {}}
     (folder / "run.json").write_text(json.dumps(run))
     assert bench.run("--plan", *words) == 2
-    assert "encoder hf:other there, hf:tiny asked" in bench.said
+    assert "--model hf:other there, --model hf:tiny asked" in bench.said
     (folder / "run.json").unlink()
     assert bench.run() == 0
     (bench.output / "b.npy").unlink()
@@ -614,7 +657,7 @@ def test_another_setting_is_refused_before_the_weights_load(bench: Bench) -> Non
     bench.run("--size", "32")
     bench.opener = never
     assert bench.run("--size", "64") == 2
-    assert "size [32, 32] there, [64, 64] asked" in bench.said
+    assert "--size 32 there, --size 64 asked" in bench.said
 
 
 def test_keep_notes_that_max_tokens_made_an_image_smaller(bench: Bench) -> None:

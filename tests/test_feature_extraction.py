@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from featprep.encoders import hf_known
-from featprep.encoders.huggingface import quiet_transformers
+from featprep.encoders.hf_building import quiet_transformers
 from featprep.encoders.tiny import write_folder, write_tiny
 from featprep.errors import UsageError
 from PIL import Image
@@ -203,6 +203,28 @@ def test_what_a_model_lacks_is_refused_with_what_it_has(
 ) -> None:
     with pytest.raises(UsageError) as caught:
         some[kind_]("no/such/file.png", pool=pool)  # before any image is read
+    assert str(caught.value) == refusal
+
+
+@pytest.mark.parametrize(
+    ("keyword", "refusal"),
+    [
+        (
+            "pol",
+            "a call of image-feature-extraction takes no 'pol'. Did you mean pool? There are: "
+            "pool, batch_size, return_tensors, timeout",
+        ),
+        (
+            "size",
+            "size is a setting of the pipeline, not of a call: give it to featprep.pipeline",
+        ),
+    ],
+)
+def test_a_call_says_which_keywords_it_takes(
+    keyword: str, refusal: str, some: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        some["siglip"]("no/such/file.png", **{keyword: 1})
     assert str(caught.value) == refusal
 
 

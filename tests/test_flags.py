@@ -9,11 +9,14 @@ from featprep.commands.flags import encode_parser, read_config, with_underscores
 from featprep.config import FIELDS, SWITCHES, EncodeConfig
 from featprep.errors import UsageError
 
-REQUIRED = ["--input", "photos", "--output", "out", "--model", "tiny"]
+REQUIRED = {"--input": "photos", "--output": "out", "--model": "tiny"}
 
 
 def read(*words: str) -> EncodeConfig:
-    return read_config(encode_parser("featprep encode", "Encode."), [*REQUIRED, *words])
+    """The required flags stand first, where they are not given."""
+    given = {word.partition("=")[0] for word in words}
+    first = [part for name, text in REQUIRED.items() if name not in given for part in (name, text)]
+    return read_config(encode_parser("featprep encode", "Encode."), [*first, *words])
 
 
 def refusal(*words: str) -> str:
@@ -72,8 +75,24 @@ def test_only_the_name_of_a_long_flag_is_respelled(word: str, read_as: str) -> N
     assert with_underscores(word) == read_as
 
 
-def test_the_last_of_a_repeated_flag_counts() -> None:
-    assert read("--size", "224", "--size", "448").size == (448, 448)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--model", "A", "--model=B"],
+            "--model is given 2 times: several are one list, --model A,B",
+        ),
+        (
+            ["--layer", "-1", "--layer", "0,3"],
+            "--layer is given 2 times: several are one list, --layer -1,0,3",
+        ),
+        (["--save_meta", "--size", "4", "--size", "8"], "--size is given 2 times: give it once"),
+        (["--mask-dir", "a", "--mask_dir", "b"], "--mask_dir is given 2 times: give it once"),
+        (["--config", "a", "--config", "a"], "--config is given 2 times: give it once"),
+    ],
+)
+def test_a_flag_that_is_given_twice_is_refused(words: list[str], message: str) -> None:
+    assert refusal(*words) == message
 
 
 def test_a_flag_undoes_what_the_yaml_says(tmp_path: Path) -> None:

@@ -21,7 +21,10 @@ HOUSE = ROOT / "data-preprocess"
 # "encoders.*" are all modules of that folder; the first layer that names a module has it.
 # encoders.base is plain data and a protocol: what an encoder is, for those who never see one.
 LAYERS = {
-    "plain data": ["records", "config", "settings", "errors", "naming", "version", "encoders.base"],
+    "plain data": [
+        "records", "config", "settings", "errors", "naming", "version", "encoders.base",
+        "differences", "python_words",
+    ],
     "images": [
         "images", "image_kinds", "pixels", "deep_samples", "codec_state",
         "geometry", "masks", "pooling", "devices",
@@ -30,7 +33,7 @@ LAYERS = {
     "pipeline": [
         "decoding", "batching", "runner", "recording", "standing", "resolve", "session", "tasks.*",
         "certify", "certify_cases", "overhead", "published", "bench", "show", "runs",
-        "verify", "verify_result", "aside", "status", "api",
+        "verify", "verify_result", "aside", "status", "replay", "api",
     ],
     "commands": ["commands.*"],
     "faces": ["cli", "__main__", ""],

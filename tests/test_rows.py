@@ -166,6 +166,7 @@ def test_values_that_had_to_be_guessed_at_are_told_once_a_call(means: Any) -> No
     assert [str(one.message) for one in said] == [
         "image 0 (a tensor of shape (3, 32, 32)): float values -2 to 2 stretched to black and white"
     ]
+    assert said[0].filename == __file__  # the caller's line, not one of ours
 
 
 # --- failures

@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import featprep
 import numpy as np
@@ -169,7 +170,7 @@ def test_other_settings_in_one_folder_are_refused_and_the_other_is_not_touched(t
     two.run("--model", "hf:tiny", "--size", "64", "--output", str(two.output / "hf_tiny"))
     before = two.tree()
     assert two.run(*BOTH) == 2
-    assert f"{two.output}/hf_tiny holds features of other settings: size [64, 64] there" in two.said
+    assert f"{two.output}/hf_tiny holds features of other settings: --size 64 there" in two.said
     assert two.tree() == before
     assert not (two.output / "clip_tiny").exists()
 
@@ -213,10 +214,10 @@ def test_the_lines_name_each_encoder_and_its_folder(two: Bench) -> None:
         "encoder  fake:coarse  (3, 2, 2) at 32×32  weights eeeeeeee (made here)  in hf_tiny/"
     )
     assert lines[4] == (
-        f"input    {two.input}  1 images for 2 encoders, 0 done before, 772 B to write"
+        f"input    {two.input}  1 image for 2 encoders, 0 done before, 772 B to write"
     )
-    assert lines[5].startswith("shapes   clip_tiny: pixels (4,3,32,32) → tokens (4,16,3) → map ")
-    assert lines[6].startswith("shapes   hf_tiny: pixels (4,3,32,32) → ")
+    assert lines[5].startswith("shapes   clip_tiny: pixels (4,3,32,32), 1 image and padding → ")
+    assert lines[6].startswith("shapes   hf_tiny: pixels (4,3,32,32), 1 image and padding → ")
 
 
 def test_the_plan_has_lines_for_each_and_a_sum(two: Bench) -> None:
@@ -251,8 +252,8 @@ def test_the_plan_has_lines_for_each_and_a_sum(two: Bench) -> None:
             "--model clip:tiny,hf:a/b,hf:A/b: two of them would write to the folder hf_a_b; name "
             "each once",
         ),
-        ("clip:tiny,", "--model is empty: give a name, FAMILY:NAME, a local folder or file, or "
-         "tiny; several as A,B"),
+        ("clip:tiny,", "--model clip:tiny,: a name is empty; drop the comma too many"),
+        ("a, ,b", "--model a, ,b: a name is empty; drop the comma too many"),
     ],
 )  # fmt: skip
 def test_lists_of_models_that_cannot_be_are_refused(two: Bench, model: str, message: str) -> None:
@@ -280,6 +281,25 @@ def test_the_results_of_one_encoder_are_no_place_for_several(two: Bench) -> None
     )
 
 
+def test_a_folder_that_holds_runs_or_lies_in_one_is_no_place_for_another_run(two: Bench) -> None:
+    two.image("a.png")
+    assert two.run(*BOTH) == 0
+    before, one = two.tree(), f"{two.output}/clip_tiny"
+    assert two.run("--size", "32") == 2
+    assert two.said == (
+        f"featprep: --output {two.output}: holds folders with the results of other runs: "
+        f"clip_tiny, hf_tiny; use another --output, or --output {one} to go on with that one\n"
+    )
+    assert two.run("--size", "32", "--output", f"{one}/sub") == 2
+    assert two.said == (
+        f"featprep: --output {one}/sub: lies in {one}, which holds the results of another run; "
+        "use an --output outside it\n"
+    )
+    assert two.run("--size", "32", "--output", one) == 0
+    assert two.run(*BOTH) == 0
+    assert two.tree() == before
+
+
 def test_a_path_with_a_comma_is_one_model_and_in_a_yaml_list_one_of_several(
     tmp_path: Path,
 ) -> None:
@@ -303,8 +323,17 @@ def test_folder_names_are_readable_and_safe() -> None:
 
 
 def test_from_python_several_are_refused_with_what_to_do() -> None:
+    asked: list[Any] = [["hf:tiny", "clip:tiny"], "hf:tiny,clip:tiny"]
+    for models in asked:
+        with pytest.raises(UsageError) as error:
+            featprep.encode(b"", model=models)
+        assert str(error.value) == (
+            f"featprep.encode takes one encoder, and not model={models!r}: give "
+            "model='FAMILY:NAME', and call it for each in turn"
+        )
     with pytest.raises(UsageError) as error:
-        featprep.encode(b"", model=["hf:tiny", "clip:tiny"])  # type: ignore[arg-type]
+        featprep.pipeline("image-feature-extraction", "hf:tiny,clip:tiny")
     assert str(error.value) == (
-        "featprep.encode takes one encoder: model='FAMILY:NAME'; call it for each in turn"
+        "image-feature-extraction takes one encoder, and not model='hf:tiny,clip:tiny': make a "
+        "pipeline of each"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from featprep.cli import main
-from featprep.show import GAP, panels, principal_components
+from featprep.show import GAP, GROUND, panels, principal_components
 from PIL import Image
 
 
@@ -90,9 +90,17 @@ def test_the_command_draws_a_result_and_refuses_an_unknown_key(
     )
     assert main(["show", str(output), "cat", "--out", "cat.jpg"]) == 2
     assert capsys.readouterr().err == (
-        "featprep: --out cat.jpg: the picture is a PNG; name it cat.jpg.png\n"
+        "featprep: --out cat.jpg: the picture is a PNG; name it cat.png\n"
     )
     assert main(["show", str(source), "cat"]) == 2
     assert capsys.readouterr().err == (
         f"featprep: {source}: no featprep run here (no .featprep/run.json in it)\n"
     )
+
+
+def test_the_mask_of_an_opaque_photo_has_a_frame() -> None:
+    sheet = panels(None, np.ones((2, 2), np.uint8), np.zeros((3, 2, 2), np.float32))
+    mask = np.asarray(sheet)[:, :336]
+    assert (mask[1:-1, 1:-1] == 255).all()
+    for edge in (mask[0], mask[-1], mask[:, 0], mask[:, -1]):
+        assert (edge == GROUND).all()

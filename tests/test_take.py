@@ -121,9 +121,9 @@ def test_a_layer_named_from_either_end_is_the_same_run(deep: Bench) -> None:
     assert deep.run("--size", "32", "--layer", "3,0,-2") == 0
     assert "0 encoded, 1 skipped" in deep.said
     assert deep.run("--size", "32", "--layer", "3,0") == 2
-    assert "layer [3, 0, 2] there, [3, 0] asked; norm" in deep.said
+    assert "--layer 3,0,2 there, --layer 3,0 asked. Nothing" in deep.said
     assert deep.run("--size", "32", "--layer", "-1,2,0", "--prefix") == 2
-    assert "prefix null there, true asked. Nothing was touched" in deep.said
+    assert "--no_prefix there, --prefix asked. Nothing was touched" in deep.said
 
 
 def test_overwrite_removes_the_layers_and_vectors_of_older_settings(deep: Bench) -> None:
@@ -265,9 +265,9 @@ def test_the_lines_of_a_run_say_what_is_written(deep: Bench) -> None:
         "encoder  fake:deep  (3, 4, 4) at 32×32  layer 3,0,2  weights ffffffff (made here)"
     )
     assert lines[3] == (
-        "shapes   pixels (4,3,32,32) → tokens (4,16,3) → map (3,4,4) float32, @0 (3,4,4), "
-        "@2 (3,4,4), mask (4,4) uint8, prefix (2,3), pooled (3), masked (3), masked@0 (3), "
-        "masked@2 (3)"
+        "shapes   pixels (4,3,32,32), 1 image and padding → tokens (4,16,3) → map (3,4,4) "
+        "float32, @0 (3,4,4), @2 (3,4,4), mask (4,4) uint8, prefix (2,3), pooled (3), "
+        "masked (3), masked@0 (3), masked@2 (3)"
     )
 
 
@@ -389,6 +389,32 @@ def test_from_python_layers_and_vectors_come_in_one_object(deep: Bench) -> None:
     assert maps.pooled.shape == (2, 3)
     assert list(maps.masked) == [2, 3]
     assert maps.masked[3][1] == pytest.approx(colours[0].mean(axis=(1, 2)), rel=1e-6)
-    with pytest.raises(UsageError, match="--layer 9: fake:deep has 4 blocks"):
+    with pytest.raises(UsageError, match="layer=9: fake:deep has 4 blocks"):
         featprep.encode(picture, model="clip:tiny", size=32, layer=9)
     api._session.cache_clear()
+
+
+def test_a_key_that_is_not_there_is_refused_with_the_nearest(deep: Bench) -> None:
+    for name in ("cat.png", "kitchen/cup.png", "hall/cup.png"):
+        deep.image(name)
+    assert deep.run("--size", "32") == 0
+    run = featprep.open(deep.output)
+    for key, hint in {
+        "cap": " Did you mean cat?",
+        "cat.png": " Did you mean cat?",
+        "cup": " Did you mean hall/cup or kitchen/cup?",
+        "zebra": "",
+    }.items():
+        with pytest.raises(KeyError) as caught:
+            run[key]
+        assert str(caught.value) == f"{deep.output}: no result of key {key!r}.{hint}"
+        assert run.get(key) is None
+    run.close()
+
+
+def test_results_and_runs_tell_what_they_are(deep: Bench) -> None:
+    deep.image("a.png")
+    assert deep.run("--size", "32", "--layer", "-1,0", "--mask", "none") == 0
+    run = featprep.open(deep.output)
+    assert repr(run) == f"<featprep run {deep.output}: fake:deep, layer 3,0>"
+    assert repr(run["a"]) == "<result a: map (3, 4, 4) float32, no mask, no metadata>"

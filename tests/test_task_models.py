@@ -78,7 +78,7 @@ def test_an_onnx_copy_of_unknown_origin_is_refused_with_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
         featprep.pipeline(TASK, "hf:Xenova/dinov2-bas")
     assert str(caught.value) == (
-        "--model hf:Xenova/dinov2-bas: an ONNX copy for JavaScript, whose origin is not known "
+        "model='hf:Xenova/dinov2-bas': an ONNX copy for JavaScript, whose origin is not known "
         "here; name the model that it was made of. Did you mean Xenova/dinov2-base?"
     )
 
@@ -88,7 +88,8 @@ def test_a_task_or_setting_that_there_is_not_is_refused() -> None:
         featprep.pipeline("feature-extraction")
     assert str(caught.value) == (
         "featprep.pipeline has no task 'feature-extraction'. Did you mean "
-        "image-feature-extraction? There is: image-feature-extraction"
+        "image-feature-extraction? There is: image-feature-extraction, "
+        "zero-shot-image-classification"
     )
     with pytest.raises(UsageError) as caught:
         featprep.pipeline(TASK, "hf:tiny", devise="cpu")

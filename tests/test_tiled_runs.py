@@ -46,7 +46,7 @@ def test_a_tiled_run_writes_the_untiled_maps_of_a_local_encoder(bench: Bench) ->
     meta = json.loads((bench.output / "a.json").read_text())
     assert (meta["tile"], meta["overlap"]) == ([32, 32], [8, 8])
     assert bench.run("--size", "48,80") == 2
-    assert "tile [32, 32] there, null asked; overlap [8, 8] there, null asked" in bench.said
+    assert "--tile 32 there, no --tile asked. Nothing" in bench.said
 
 
 def test_a_full_device_halves_the_windows_of_a_forward_pass(bench: Bench) -> None:
@@ -102,7 +102,7 @@ def test_keep_with_a_grid_gives_every_image_one_shape_and_resumes(bench: Bench) 
     assert bench.run(*flags) == 0
     assert "0 encoded, 2 skipped" in bench.said
     assert bench.run("--resize", "keep", "--grid", "6", "--tile", "16", "--fp16") == 2
-    assert "grid [5, 5] there, [6, 6] asked" in bench.said
+    assert "--grid 5 there, --grid 6 asked. Nothing" in bench.said
 
 
 def test_a_map_that_overflows_is_encoded_again_behind_the_same_windows(

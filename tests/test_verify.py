@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import socket
 import zipfile
 from collections.abc import Callable
@@ -13,9 +15,11 @@ import numpy as np
 import pytest
 from fakes import DEEP, FakeEncoder
 from featprep import cli
+from featprep.commands import encode_run
 from featprep.lock import RunLock
 from featprep.records import AnyArray
-from test_encode_run import Bench, bench  # noqa: F401 (a fixture)
+from PIL import Image
+from test_encode_run import Bench, InlinePool, bench  # noqa: F401 (a fixture)
 
 ALL = ("--layer", "-1,2", "--prefix", "--pooled", "--masked_pool", "--save_meta", "--size", "32")
 FILES = [f"b{ending}" for ending in (".json", ".npy", "@2.npy", "_mask.npy", "_vec.npz")]
@@ -326,3 +330,20 @@ def test_where_no_run_wrote_there_is_nothing_to_verify(
     assert capsys.readouterr().err == (
         f"featprep: {tmp_path}: no featprep run here (no .featprep/run.json in it)\n"
     )
+
+
+def test_the_commands_of_the_document_run_as_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(encode_run, "DecodePool", InlinePool)
+    Path("photos").mkdir()
+    Image.new("RGBA", (40, 30), (90, 60, 30, 200)).save("photos/a.png")
+    text = (Path(__file__).parent.parent / "docs/verify.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    words = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    assert [word[:2] for word in words] == [
+        ["featprep", name] for name in ("encode", *["verify"] * 3, *["status"] * 2, "encode")
+    ]
+    assert [cli.main(word[1:]) for word in words] == [0] * 7
+    assert "all as recorded, and nothing else there" in capsys.readouterr().out

@@ -38,3 +38,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'featprep' has no attribute {name!r}")
     module, attribute = _EXPORTS[name]
     return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    own = {"Any", "TYPE_CHECKING", "annotations", "import_module"}
+    return sorted({*globals(), *__all__, "__version__"} - own)

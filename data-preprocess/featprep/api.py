@@ -15,6 +15,7 @@ from featprep import encoders, images
 from featprep.config import FIELDS, EncodeConfig, parse_value
 from featprep.decoding import prepare_bytes, prepare_picture
 from featprep.errors import ImageError, UsageError
+from featprep.python_words import python_words
 from featprep.records import AnyArray, Failure, FeatureMaps, Features, ImageRef, Prepared
 from featprep.session import Session, open_session
 from featprep.settings import nearest
@@ -44,8 +45,8 @@ def encode(images: ImageLike | Iterable[ImageLike], *, model: str, **settings: A
 
     The encoder of the last call is kept, so a second call does not load it again.
     """
-    config = _config(model, settings)
-    session = _session(config)
+    with python_words():
+        session = _session(_config(model, settings))
     prepared = [_prepare(i, image, session) for i, image in enumerate(_each(images))]
     if not prepared:
         raise UsageError("featprep.encode was given no image; give it at least one")
@@ -78,9 +79,10 @@ def _config(model: str, settings: dict[str, Any]) -> EncodeConfig:
                 f"featprep.encode has no setting {name!r}.{nearest(name, allowed)} "
                 f"There are: {', '.join(allowed)}"
             )
-    if not isinstance(model, str):
+    if not isinstance(model, str) or not isinstance(parse_value("model", model), str):
         raise UsageError(
-            "featprep.encode takes one encoder: model='FAMILY:NAME'; call it for each in turn"
+            f"featprep.encode takes one encoder, and not model={model!r}: give "
+            "model='FAMILY:NAME', and call it for each in turn"
         )
     values = {name: parse_value(name, raw) for name, raw in settings.items() if raw is not None}
     return EncodeConfig(**{**values, "input": "(memory)", "output": "(memory)", "model": model})

@@ -209,6 +209,10 @@ class EncodeConfig:
             raise UsageError("--mask_dir with --mask none: drop one of them")
         if self.masked_pool and self.mask == "none":
             raise UsageError("--masked_pool with --mask none: there are no cells; drop one of them")
+        if self.alpha_threshold and self.mask != "any":
+            raise UsageError(f"--alpha_threshold is of --mask any: drop it, or --mask {self.mask}")
+        if self.max_tokens != FIELDS["max_tokens"].default and self.resize != "keep":
+            raise UsageError("--max_tokens is of --resize keep: add --resize keep, or drop it")
         if self.mask_dir is not None and not Path(self.mask_dir).is_dir():
             raise UsageError(f"--mask_dir {shown(self.mask_dir)}: no such folder; check the path")
         if self.resize in ("keep", "native") and self.size not in (None, "native"):

@@ -22,7 +22,7 @@ _CPU_BATCH = 8
 _LARGEST_MAPS = 2**30  # bytes of one batch's maps in float32, blended from windows on the host
 _LARGEST_BATCH = 128  # beyond, a GPU is busy anyway and only the waiting grows
 _MOST_WORKERS = 16
-_MOST_HANDS = 32  # Python runs one of them at a time: a twentieth of a batch of CLIP B/32
+_MOST_HANDS = 32  # a guess: what of a forward pass is Python runs in one of them at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,11 @@ def choose_device(asked: str) -> tuple[str, str]:
     wanted = {"gpu": "cuda:0", "cuda": "cuda:0"}.get(asked, asked)
     if wanted not in there:
         known = re.fullmatch(r"cpu|mps|cuda:[0-9]+", wanted) is not None
+        has_none = known and wanted != "mps" and there[0][:4] != "cuda"
         problem = "not on this machine" if known else "no such device"
+        problem = "torch finds no CUDA GPU on this machine" if has_none else problem
         raise UsageError(
-            f"--device {asked}: {problem}; allowed is auto or one of {', '.join(there)}"
+            f"--device {asked}: {problem}; allowed is {', '.join(['auto', *there[:-1]])} or cpu"
         )
     return wanted, f"--device {asked}"
 

@@ -5,7 +5,8 @@
     failures*.jsonl     one line an image that failed and still stands failed
     lock-*              who works here now (lock.py)
 
-Knows no image and no network: fingerprints are flat dicts of plain values, compared field by field.
+Knows no image and no network: fingerprints are flat dicts of plain values, compared field by field
+(differences.py).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, Literal, Self
 
 import xxhash
 
+from featprep.differences import Fingerprint, differences
 from featprep.errors import FingerprintError, LockError, UsageError
 from featprep.journal import Line, LineIndex, append_lines, rewrite
 from featprep.lock import RunLock
@@ -29,7 +31,6 @@ from featprep.records import Failure, ImageRef
 from featprep.stores.base import EVERYTHING, output_error, write_whole
 
 State = Literal["missing", "done", "changed", "damaged", "unrecorded"]
-Fingerprint = Mapping[str, Any]
 # What a line must have for its result to count as recorded.
 _WHOLE = {"source": str, "sha256": str, "shape": list, "dtype": str, "files": dict, "notes": list}
 
@@ -221,8 +222,22 @@ class Ledger:
             self._remove_results(older)
         self._write_run()
         self._results = LineIndex(self.folder, "results-*.jsonl", self._may_hold_ours)
+        self._catch_up()
         self._failures = LineIndex(self.folder, os.path.basename(self.failures_path))
         self._failed_now = LineIndex(self.folder, "")
+
+    def _catch_up(self) -> None:
+        """Say again in our file what another one says later of the same key: ours is about to be
+        written, and the file last written has the last word."""
+        own = os.path.basename(self.results_path)
+        others = [name for name in os.listdir(self.folder) if name.startswith("results-")]
+        if not any(name != own and self._may_hold_ours(name) for name in others):
+            return
+        with contextlib.closing(LineIndex(self.folder, own)) as lines:
+            for line in lines:
+                later = self._results.get(line["key"])
+                if later is not None and later != line:
+                    self._append(self.results_path, [later])
 
     def _may_hold_ours(self, name: str) -> bool:
         """Other shards of this split record other images: theirs need not be read."""
@@ -268,11 +283,11 @@ class Ledger:
         """Why what is there is not this run's, with the way out; None if it is."""
         if before is None:
             return _unknown_files(self.options.taken) if self.options.taken else None
-        different = _differences(before["fingerprint"], self._fingerprint)
+        different = differences(before["fingerprint"], self._fingerprint)
         if different:
             return (
-                f"features of other settings: {'; '.join(different)}. Nothing was touched: use "
-                "another --output, or --overwrite to replace them"
+                f"features of other settings: {different}use another --output, or --overwrite to "
+                "replace them"
             )
         if before["input"] != self.identity.input and not self.options.moved:
             return (
@@ -326,16 +341,3 @@ def _unknown_files(count: int) -> str:
         "(.featprep/run.json). Nothing was touched: use another --output, or --overwrite to "
         "replace them"
     )
-
-
-def _differences(there: Fingerprint, mine: Fingerprint) -> list[str]:
-    return [
-        f"{name} {_show(there.get(name))} there, {_show(mine.get(name))} asked"
-        for name in dict.fromkeys([*mine, *there])
-        if there.get(name) != mine.get(name)
-    ]
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value) if not isinstance(value, str) else value
-    return printable(text[:12] if len(text) == 64 else text)  # a digest says enough in 12

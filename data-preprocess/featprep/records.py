@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 UInt8 = NDArray[np.uint8]
+Float32 = NDArray[np.float32]
 AnyArray = NDArray[Any]
 
 
@@ -73,7 +74,7 @@ class Prepared:
     decode_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class FeatureMaps:
     """What an encoder returns for a batch, on the host.
 
@@ -93,6 +94,14 @@ class FeatureMaps:
     def map(self) -> AnyArray:
         """The map of the first layer asked for, (B, C, grid_h, grid_w)."""
         return next(iter(self.maps.values()))
+
+    def __repr__(self) -> str:
+        more = {"prefix": self.prefix, "pooled": self.pooled, "masks": self.masks}
+        arrays = {f"map {layer}": array for layer, array in self.maps.items()}
+        arrays |= {name: array for name, array in more.items() if array is not None}
+        arrays |= {f"masked {layer}": array for layer, array in (self.masked or {}).items()}
+        texts = [f"{name} {array.shape} {array.dtype}" for name, array in arrays.items()]
+        return f"<FeatureMaps: {', '.join(texts)}>"
 
 
 @dataclass(frozen=True, slots=True)

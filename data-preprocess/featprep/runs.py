@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -15,6 +17,8 @@ from featprep.naming import RESERVED, printable
 from featprep.records import AnyArray
 from featprep.resolve import has_vectors, layers_of
 from featprep.stores.npy_tree import NpyTreeStore
+
+_SEARCHED = 10_000  # keys, for the nearest to one that there is not
 
 
 class _Triple(NamedTuple):
@@ -46,6 +50,23 @@ class StoredResult(_Triple):
         `empty` (a bool: no cell was set), as far as the run took them; None if it took none."""
         return self._run.store.read_vectors(self._key)
 
+    def __repr__(self) -> str:
+        mask = "no mask" if self.mask is None else f"mask {_array_text(self.mask)}"
+        meta = "no metadata" if self.meta is None else "metadata"
+        return f"<result {self._key}: map {_array_text(self.feature)}, {mask}, {meta}>"
+
+
+class NoSuchKeyError(KeyError):
+    """Of a run; the nearest keys are looked for when they are read."""
+
+    def __init__(self, run: Run, key: str) -> None:
+        super().__init__(key)
+        self._run = run
+
+    def __str__(self) -> str:
+        key: str = self.args[0]
+        return f"{self._run.path}: no result of key {key!r}.{self._run.nearest(key)}"
+
 
 class Run(Mapping[str, StoredResult]):
     """A folder of results. Nothing is read before it is asked for; keys come in byte order."""
@@ -58,14 +79,17 @@ class Run(Mapping[str, StoredResult]):
             raise InputError(f"{self.path}: {missing}")
         self.fingerprint: dict[str, Any] = run["fingerprint"]
         self.input: str = run.get("input", "")
-        self.about: dict[str, Any] = run.get("about", {})
+        self.about: dict[str, Any] = run.get("about") or {}  # for people: device, versions …
         self.layers = layers_of(self.fingerprint)
         self.store = NpyTreeStore(
             self.path, layers=self.layers[1:], vectors=has_vectors(self.fingerprint)
         )
 
     def __getitem__(self, key: str) -> StoredResult:
-        result = StoredResult(*self.store.read(key))
+        try:
+            result = StoredResult(*self.store.read(key))
+        except KeyError:
+            raise NoSuchKeyError(self, key) from None
         result._run, result._key = self, key
         return result
 
@@ -77,6 +101,14 @@ class Run(Mapping[str, StoredResult]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+    def nearest(self, key: str) -> str:
+        """' Did you mean X?', up to three keys: of the same file name, else alike; or nothing."""
+        keys = list(itertools.islice(self, _SEARCHED))
+        names = {os.path.basename(key), os.path.splitext(os.path.basename(key))[0]}
+        alike = [there for there in keys if os.path.basename(there) in names][:3]
+        alike = alike or difflib.get_close_matches(key, keys, n=3, cutoff=0.6)
+        return f" Did you mean {' or '.join(map(printable, alike))}?" if alike else ""
 
     def record(self, key: str) -> dict[str, Any] | None:
         """The ledger's line of a key: source, sizes, digests (stores/README.md), or None."""
@@ -90,7 +122,18 @@ class Run(Mapping[str, StoredResult]):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         """Nothing to close: each array holds its own mapping."""
+
+    def __repr__(self) -> str:
+        layers = ",".join(map(str, self.layers))
+        return f"<featprep run {self.path}: {self.fingerprint.get('encoder')}, layer {layers}>"
+
+
+def _array_text(array: AnyArray) -> str:
+    return f"({', '.join(map(str, array.shape))}) {array.dtype}"
 
 
 def outputs_in(path: str) -> list[tuple[str, str]]:

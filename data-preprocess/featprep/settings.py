@@ -23,12 +23,14 @@ NAMED_COLOURS = {"black": (0, 0, 0), "white": (255, 255, 255), "grey": (128, 128
 @dataclass(frozen=True, slots=True)
 class Kind:
     """`allowed`: the phrase for tables and refusals. `parse` gets the flag's name and its text;
-    `parse_several` the texts of a YAML list, which else are joined by commas."""
+    `parse_several` the texts of a YAML list, which else are joined by commas. `is_list`: whether
+    one flag takes several, A,B."""
 
     allowed: str
     parse: Callable[[str, str], Any]
     is_switch: bool = False
     parse_several: Callable[[str, list[str]], Any] | None = None
+    is_list: bool = False
 
 
 def refuse(name: str, raw: str, allowed: str, example: object) -> NoReturn:
@@ -70,9 +72,12 @@ def models(allowed: str) -> Kind:
         return several(name, raw.split(","))
 
     def several(name: str, raw: list[str]) -> tuple[str, ...]:
+        if not all(part.strip() for part in raw):
+            asked = shown(",".join(raw))
+            raise UsageError(f"--{name} {asked}: a name is empty; drop the comma too many")
         return tuple(one.parse(name, part.strip()) for part in raw)
 
-    return Kind(allowed, parse, parse_several=several)
+    return Kind(allowed, parse, parse_several=several, is_list=True)
 
 
 def switch() -> Kind:
@@ -130,6 +135,8 @@ def _parse_size(name: str, raw: str) -> tuple[int, int] | str:
     if raw == "native":
         return raw
     sides = _sides(raw)
+    if sides is None and re.fullmatch(r"[0-9, ]*[0-9]{6}[0-9, ]*", raw):
+        raise UsageError(f"--{name} {shown(raw)}: a side has at most 99999 pixels; take a smaller")
     if sides is None:
         refuse(name, raw, "one side, H,W in pixels, or native", f"224 or --{name} 224,448")
     return sides
@@ -185,7 +192,7 @@ _LAYERS = "one number or several, from 0 up, or from the end as -1"
 
 
 def layers() -> Kind:
-    return Kind(_LAYERS, _parse_layers)
+    return Kind(_LAYERS, _parse_layers, is_list=True)
 
 
 def shard() -> Kind:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from featprep.records import AnyArray, UInt8
 
@@ -50,7 +50,9 @@ def panels(pixels: UInt8 | None, mask: AnyArray | None, feature: AnyArray) -> Im
         parts.append(image.resize((width, height), Image.Resampling.BICUBIC))
     if mask is not None:
         grey: NDArray[np.uint8] = np.rint(np.asarray(mask, np.float64) * 255).astype(np.uint8)
-        parts.append(_cells(Image.fromarray(grey).convert("RGB"), (width, height)))
+        panel = _cells(Image.fromarray(grey).convert("RGB"), (width, height))
+        ImageDraw.Draw(panel).rectangle((0, 0, width - 1, height - 1), outline=GROUND)
+        parts.append(panel)  # with a frame: the mask of an opaque photo is all white
     parts.append(_cells(Image.fromarray(principal_components(feature, mask)), (width, height)))
     sheet = Image.new("RGB", (len(parts) * (width + GAP) - GAP, height), GROUND)
     for i, part in enumerate(parts):

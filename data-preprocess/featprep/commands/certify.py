@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from featprep.commands import certify_table as table
 from featprep.commands.certify_table import Certificate
-from featprep.commands.flags import Parser
+from featprep.commands.flags import Parser, as_argument
 from featprep.encoders import FAMILIES, list_encoders, resolve
 from featprep.encoders.base import ModelName
 from featprep.errors import FeatprepError, InputError, UsageError
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     return table.exit_code(done)
 
 
-def certify_parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser("featprep certify", _DESCRIPTION)
     switches = {
         "all": "one model of every architecture",
@@ -78,7 +78,7 @@ def certify_parser() -> Parser:
 
 
 def _read(argv: Sequence[str]) -> argparse.Namespace:
-    flags = certify_parser().read(argv)
+    flags = make_parser().read(argv)
     _check(flags)
     return flags
 
@@ -107,9 +107,8 @@ def _names(flags: argparse.Namespace) -> list[ModelName]:
             values = list({_architecture(name): name for name in reversed(values)}.values())[::-1]
     elif flags.all:
         values = [f"{family}:{id}" for family, ids in EXAMPLES.items() for id in ids]
-    tiny = [f"{family}:tiny" for family in FAMILIES]
-    every = [name for value in values for name in (tiny if value == "tiny" else [value])]
-    names = [resolve(value, "any") for value in every]
+    with as_argument():
+        names = [resolve(value, "any") for value in values]
     for name in names if flags.random else ():
         if name.path is not None or name.id not in (*FAMILIES[name.family].known, "tiny"):
             raise UsageError(
@@ -151,7 +150,8 @@ def _certify(name: ModelName, flags: argparse.Namespace) -> Iterator[Certificate
 def _tried(title: str, compare: Callable[[], Sequence[Verdict]]) -> Certificate:
     start = time.monotonic()
     try:
-        verdicts = compare()
+        with as_argument():
+            verdicts = compare()
     except FeatprepError as error:
         return Certificate(title, "none", reason=str(error))
     except Exception as error:  # one broken encoder hides no later one

@@ -97,6 +97,8 @@ def _comparison(verdict: Verdict) -> str:
 
 
 def print_closing(done: Sequence[Certificate], seconds: float) -> None:
+    if any(item.verdicts for item in done):
+        print(_bounds())
     counts = {
         status: sum(item.status == status for item in done) for status in ("ok", "FAIL", "none")
     }
@@ -108,6 +110,15 @@ def print_closing(done: Sequence[Certificate], seconds: float) -> None:
     )
     if any(map(_is_unstable, done)):
         print("* unstable: rounding its weights alone moves upstream's own map by a tenth of that")
+
+
+def _bounds() -> str:
+    from featprep.certify import LEAST_COSINE, TOLERANCE
+
+    return (
+        f"bounds: float32 within {TOLERANCE:.0e} × max(1, rms of upstream's); bfloat16 cosine of a "
+        f"map at least {LEAST_COSINE}"
+    )
 
 
 def _peak_gb() -> float:

@@ -22,6 +22,11 @@ def say(label: str, text: str) -> None:
     sys.stderr.flush()
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 image`, `1,200 images`."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def shape_text(shape: Sequence[int]) -> str:
     return "(" + ",".join(map(str, shape)) + ")"
 
@@ -104,7 +109,8 @@ class Teller(Events):
             return
         self._seen.add(shape)
         tokens = shape_text((batch, *self._tokens(*shape[1:])))
-        self._pending[shape] = f"pixels {shape_text((batch, *shape))} → tokens {tokens}"
+        few = f", {counted(len(images), 'image')} and padding" if len(images) < batch else ""
+        self._pending[shape] = f"pixels {shape_text((batch, *shape))}{few} → tokens {tokens}"
 
     def on_row(self, image: Prepared, features: Features) -> None:
         result = features_text(features, image.mask)
@@ -141,6 +147,8 @@ def size_text(count: float) -> str:
 
 def time_text(totals: Totals, unit: str = "images") -> str:
     done = totals.encoded + totals.failed
+    if not done:
+        return f"{totals.wall_s:.1f} s"
     rate = done / totals.wall_s if totals.wall_s else 0.0
     busy = "  ".join(f"{name} {share * 100:.0f} %" for name, share in totals.busy().items())
     return f"{totals.wall_s:.1f} s, {rate:,.1f} {unit}/s; busy: {busy}"

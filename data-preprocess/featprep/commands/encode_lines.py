@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from featprep import devices, encoders
-from featprep.commands.console import say, shape_text, size_text, time_text
+from featprep.commands.console import counted, say, shape_text, size_text, time_text
 from featprep.commands.encode_parts import Part
-from featprep.config import EncodeConfig
+from featprep.config import FIELDS, EncodeConfig
 from featprep.naming import printable
 from featprep.recording import Recorder
 from featprep.resolve import Resolved, by_patch, resolve
@@ -76,10 +76,13 @@ def _introduce_encoder(part: Part) -> None:
     if resolved.tiling:
         size += f" in windows of {'×'.join(map(str, resolved.tiling.tile))}"
     layers = ",".join(map(str, resolved.layers))
-    layer = f"  layer {layers}" if part.config.layer != (-1,) else ""
+    taken = f"  layer {layers}" if part.config.layer != (-1,) else ""
+    for name in ("feature", "facet", "norm"):
+        value = getattr(part.config, name)
+        taken += f"  {name} {value}" if value != FIELDS[name].default else ""
     weights = f"weights {session.encoder.digest[:8]} ({session.encoder.origin})"
     folder = f"  in {part.title}/" if part.title else ""
-    title = f"{spec.name}  ({', '.join(map(str, shape))}) at {size}{layer}  {weights}{folder}"
+    title = f"{spec.name}  ({', '.join(map(str, shape))}) at {size}{taken}  {weights}{folder}"
     say("encoder", title)
     if spec.meaningless:
         say("", "tiny has seeded random weights: its features carry no meaning")
@@ -100,7 +103,7 @@ def _input_text(config: EncodeConfig, census: Census, middle: str = "") -> str:
     shard = f" in shard {config.shard[0]}/{config.shard[1]}" if config.shard else ""
     ignored = ", ".join(f"{n:,} {printable(s)}" for s, n in census.ignored.most_common(6))
     passed = f"; ignored: {ignored}" if ignored else ""
-    return f"{printable(config.input)}  {census.images:,} images{shard}{middle}{passed}"
+    return f"{printable(config.input)}  {counted(census.images, 'image')}{shard}{middle}{passed}"
 
 
 def _planned_bytes(part: Part, missing: int) -> tuple[str, int | None]:

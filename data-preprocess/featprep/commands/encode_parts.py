@@ -7,15 +7,16 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from featprep import encoders, images
 from featprep.config import EncodeConfig
 from featprep.devices import Precision
+from featprep.differences import Fingerprint
 from featprep.encoders import wants
 from featprep.encoders.base import EncoderSpec, ModelName, StorageDtype
 from featprep.errors import UsageError
 from featprep.ledger import (
-    Fingerprint,
     Ledger,
     LedgerOptions,
     RunIdentity,
@@ -24,7 +25,7 @@ from featprep.ledger import (
     tag_of,
 )
 from featprep.lock import RunLock
-from featprep.naming import fold, folder_of_encoder, printable
+from featprep.naming import RESERVED, fold, folder_of_encoder, printable
 from featprep.resolve import Resolved, by_patch, fingerprint, fixed, resolve, want_of
 from featprep.session import Session
 from featprep.sources import Census, Selection, Source, folds_case
@@ -58,6 +59,7 @@ def open_parts(config: EncodeConfig, scope: str) -> list[Part]:
     """Raises UsageError and its like if any of the encoders is refused."""
     named = _named(config, scope)
     for own, _, _ in named:
+        _refuse_nested(own.output)
         _refuse_held(own)
     layers = [further_layers(own, name) for own, name, _ in named]
     parts = [
@@ -98,6 +100,28 @@ def _named(config: EncodeConfig, scope: str) -> list[tuple[EncodeConfig, ModelNa
         (replace(config, model=value, output=os.path.join(config.output, folder)), name, folder)
         for value, name, folder in zip(config.model, names, folders, strict=True)
     ]
+
+
+def _refuse_nested(output: str) -> None:
+    """Of a run that lies in another's folder, every result would be one of the other's too."""
+    if read_run(output) is not None:  # it began, and goes on
+        return
+    run, asked = os.path.join(RESERVED, "run.json"), f"--output {printable(output)}"
+    for outer in Path(os.path.realpath(output)).parents:
+        if (outer / run).exists():
+            raise UsageError(
+                f"{asked}: lies in {printable(str(outer))}, which holds the results of another "
+                "run; use an --output outside it"
+            )
+    inner = sorted(path.parent.parent.name for path in Path(output).glob(f"*/{run}"))
+    if inner:
+        first = printable(os.path.join(output, inner[0]))
+        more = " …" if len(inner) > 6 else ""
+        raise UsageError(
+            f"{asked}: holds folders with the results of other runs: "
+            f"{', '.join(map(printable, inner[:6]))}{more}; use another --output, or --output "
+            f"{first} to go on with that one"
+        )
 
 
 def _refuse_held(config: EncodeConfig) -> None:

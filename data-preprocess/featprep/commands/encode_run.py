@@ -20,13 +20,15 @@ from featprep.commands.console import Progress, Teller, say
 from featprep.commands.encode_parts import Part, decided_before, open_parts, open_source
 from featprep.config import EncodeConfig
 from featprep.decoding import DecodePool
-from featprep.ledger import Fingerprint, Ledger, LedgerOptions, RunIdentity
+from featprep.differences import Fingerprint
+from featprep.ledger import Ledger, LedgerOptions, RunIdentity, folder_of
 from featprep.naming import printable
 from featprep.recording import Recorder, entries_left
 from featprep.records import ImageRef, Prepared
 from featprep.resolve import has_vectors, layers_of
 from featprep.runner import Lane, Runner, Totals
 from featprep.session import Session, open_session
+from featprep.stores.base import check_writable
 from featprep.stores.npy_tree import NpyTreeStore
 
 
@@ -39,6 +41,8 @@ def plan(config: EncodeConfig, family: str) -> int:
 def run(config: EncodeConfig, family: str) -> int:
     """Encode; returns the exit code (SPEC 7)."""
     parts = open_parts(config, family)
+    for part in parts:
+        check_writable(folder_of(part.config.output))  # before the weights are loaded
     devices.let_threads_sleep()
     workers, _ = devices.choose_workers(config.workers)
     with DecodePool(workers, config.decode_timeout) as pool:  # starts while torch is imported

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from featprep import encoders
 from featprep.commands.console import size_text
-from featprep.commands.flags import Parser
+from featprep.commands.flags import Parser, as_argument
 from featprep.encoders import copies
 from featprep.encoders.base import ModelName
 from featprep.encoders.weights import Found
@@ -44,7 +44,8 @@ def _asked(value: str) -> ModelName | None:
     """None: made where it is used."""
     if value == "tiny":
         return None
-    name = encoders.resolve(value, "any")
+    with as_argument():
+        name = encoders.resolve(value, "any")
     if name.path is not None:
         raise UsageError(f"{value}: these weights are local already; nothing to fetch")
     return None if name.id == "tiny" else name
@@ -56,8 +57,9 @@ def _fetch(name: ModelName | None, to: Path | None) -> bool:
         print("tiny needs no weights: they are made where they are used")
         return True
     try:
-        before = copies.standing(name, to, encoders.find_weights) if to is not None else None
-        found = before or encoders.find_weights(name)
+        with as_argument():
+            before = copies.standing(name, to, encoders.find_weights) if to is not None else None
+            found = before or encoders.find_weights(name)
         if to is not None and before is None:
             found = copies.copy(name, found, to)
     except WeightsError as error:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from featprep.config import FIELDS, SWITCHES, EncodeConfig, make_config, parse_value
-from featprep.errors import UsageError
+from featprep.errors import UsageError, WeightsError
 from featprep.settings import nearest, shown
 
 
@@ -30,10 +31,25 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         words = [with_underscores(word) for word in _joined(argv)]
+        self._refuse_repeated(words)
         flags, unknown = self.parse_known_args(words)
         if unknown:
             raise UsageError(f"{self._about(unknown[0])} See {self.prog} --help")
         return flags
+
+    def _refuse_repeated(self, words: Sequence[str]) -> None:
+        """argparse takes the last and says nothing. A switch may come again: --no_… undoes it."""
+        for action in self._actions:
+            flag = action.option_strings[-1] if action.option_strings else ""
+            is_repeatable = action.nargs == 0 or isinstance(action, argparse._AppendAction)
+            values = [] if is_repeatable else _values_of(flag, words)
+            if len(values) < 2:
+                continue
+            item = FIELDS.get(flag.removeprefix("--"))
+            is_list = item is not None and item.metadata["kind"].is_list
+            joined = shown(",".join(values))
+            way_out = f"several are one list, {flag} {joined}" if is_list else "give it once"
+            raise UsageError(f"{flag} is given {len(values)} times: {way_out}")
 
     def _about(self, word: str) -> str:
         if not word.startswith("-"):
@@ -53,6 +69,16 @@ def _joined(argv: Sequence[str]) -> list[str]:
     return words
 
 
+def _values_of(flag: str, words: Sequence[str]) -> list[str]:
+    """Of each `FLAG VALUE` and `FLAG=VALUE`."""
+    after = [*words[1:], ""]
+    return [
+        word.partition("=")[2] if "=" in word else after[i]
+        for i, word in enumerate(words)
+        if word.partition("=")[0] == flag
+    ]
+
+
 def with_underscores(word: str) -> str:
     """`--save-meta=x-y` → `--save_meta=x-y`; anything that is not a long flag as it is."""
     if not re.match(r"--[A-Za-z]", word):
@@ -61,10 +87,21 @@ def with_underscores(word: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def encode_parser(prog: str, description: str) -> Parser:
-    """One flag a setting, each switch with its `--no_…`; values are text till config reads them."""
-    parser = Parser(prog, description)
-    for name, item in FIELDS.items():
+@contextmanager
+def as_argument() -> Iterator[None]:
+    """For commands that take MODEL and no --model: their refusals name none."""
+    try:
+        yield
+    except (UsageError, WeightsError) as error:
+        text = str(error).removeprefix("--model ").replace(" --model ", " ")
+        raise type(error)(text) from error
+
+
+def add_settings(parser: Parser, names: Iterable[str], **shown: str) -> None:
+    """Flags of these settings; their values are text till config reads them. `shown`: defaults
+    that differ from those of encode."""
+    for name in names:
+        item = FIELDS[name]
         kind, text = item.metadata["kind"], item.metadata["help"].replace("%", "%%")
         if name in SWITCHES:
             parser.add_argument(f"--{name}", action="store_true", default=None, help=text)
@@ -76,9 +113,16 @@ def encode_parser(prog: str, description: str) -> Parser:
                 help=argparse.SUPPRESS,
             )
             continue
-        shown = item.metadata["shown"] or ("none" if item.default is None else item.default)
-        plain = f"{text}: {kind.allowed} (default: {shown})".replace("`", "")
+        default = "none" if item.default is None else item.default
+        told = shown.get(name) or item.metadata["shown"] or default
+        plain = f"{text}: {kind.allowed} (default: {told})".replace("`", "")
         parser.add_argument(f"--{name}", metavar=name.upper(), help=plain)
+
+
+def encode_parser(prog: str, description: str) -> Parser:
+    """One flag a setting, each switch with its `--no_…`; values are text till config reads them."""
+    parser = Parser(prog, description)
+    add_settings(parser, FIELDS)
     parser.add_argument("--config", metavar="FILE", help="YAML with any of these keys; flags win")
     return parser
 
@@ -86,9 +130,13 @@ def encode_parser(prog: str, description: str) -> Parser:
 def read_config(parser: Parser, argv: Sequence[str], **defaults: Any) -> EncodeConfig:
     flags = vars(parser.read(argv))
     config_file = flags.pop("config")
+    return make_config(parsed_settings(flags), config_file, **defaults)
+
+
+def parsed_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that were given, as values. Raises UsageError."""
     given = {name: value for name, value in flags.items() if value is not None}
-    parsed = {
+    return {
         name: value if name in SWITCHES else parse_value(name, value)
         for name, value in given.items()
     }
-    return make_config(parsed, config_file, **defaults)

@@ -8,13 +8,22 @@ from itertools import groupby
 from featprep import encoders
 from featprep.commands.flags import Parser
 from featprep.encoders.base import EncoderSpec, Terms
+from featprep.encoders.name_hints import nearest_name
+from featprep.errors import UsageError
+from featprep.settings import shown
+
+
+def make_parser() -> Parser:
+    parser = Parser("featprep models", "List the encoders, their sizes, gating and licence.")
+    parser.add_argument("filter", nargs="?", default="", help="only names that contain this")
+    return parser
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = Parser("featprep models", "List the encoders, their sizes, gating and licence.")
-    parser.add_argument("filter", nargs="?", default="", help="only names that contain this")
-    wanted = parser.read(argv).filter.lower()
+    wanted = make_parser().read(argv).filter.lower()
     names = [name for name in encoders.list_encoders() if wanted in name.lower()]
+    if not names:
+        raise UsageError(_no_name(wanted))
     rows = [(name, "") for name in names] if wanted else list(_folded(names))
     width = max([44, *(len(name) for name, _ in rows)])
     print(f"{'name':<{width}} hidden patch  native projected text gated   licence")
@@ -23,7 +32,14 @@ def main(argv: Sequence[str]) -> int:
         spec = encoders.describe(resolved)
         if spec is not None:
             print(f"{name:<{width}} {_line(spec, encoders.terms_of(resolved))} {more}".rstrip())
-    return 0 if rows else 3
+    return 0
+
+
+def _no_name(wanted: str) -> str:
+    known = {name.partition(":")[2]: name for name in encoders.list_encoders()}
+    near = nearest_name(wanted.rpartition(":")[2], known)
+    hint = f" Did you mean {known[near]}?" if near else ""
+    return f"featprep models {shown(wanted)}: no name holds this; without it, all are listed.{hint}"
 
 
 def _line(spec: EncoderSpec, terms: Terms) -> str:

@@ -8,7 +8,11 @@ from featprep.commands.flags import Parser
 from featprep.config import markdown_table
 
 
+def make_parser() -> Parser:
+    return Parser("featprep settings", "Print every setting of featprep encode as a table.")
+
+
 def main(argv: Sequence[str]) -> int:
-    Parser("featprep settings", "Print every setting of featprep encode as a table.").read(argv)
+    make_parser().read(argv)
     print(markdown_table(), end="")
     return 0

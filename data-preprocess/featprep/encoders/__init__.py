@@ -1,12 +1,12 @@
-"""The encoders there are. A new one is its file, one line here and one row of the README's table.
+"""The encoders there are. A new one is its file, one line here, one row of docs/encoders.md.
 
 Nothing here imports torch: families load their libraries when an encoder is loaded.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,15 @@ from typing import Any
 from featprep.encoders import (
     hf_config,
     hf_known,
+    hf_text,
     huggingface,
+    name_hints,
     openai_clip,
     openai_clip_cards,
+    openai_clip_text,
     openclip,
+    openclip_text,
+    text_tower,
     timm_catalogue,
     timm_models,
     tiny,
@@ -25,17 +30,25 @@ from featprep.encoders import (
     torchvision_models,
 )
 from featprep.encoders.aliases import ALIASES
-from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName, Terms
+from featprep.encoders.base import (
+    Encoder,
+    EncoderSpec,
+    LoadOptions,
+    ModelName,
+    Terms,
+    TextEncoder,
+)
 from featprep.encoders.weights import Found
-from featprep.errors import UsageError
+from featprep.errors import UsageError, WeightsError
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """`known`: published names. `find`: the files, downloaded where they must be. `local`: what a
-    path leads to. `open_ids`: the hub has more, named ORG/NAME after `hub_prefix`. `package`: what
-    to install where no name is known. `is_more`: whether an ID may be a name that only its library
-    knows; `more`: what that is, in words."""
+    """`known`: published names. `find`: the files, downloaded where they must be; `find_text`: with
+    those that texts need, where they are more. `local`: what a path leads to. `open_ids`: the hub
+    has more, named ORG/NAME after `hub_prefix`. `package`: what to install where no name is known.
+    `is_more`: whether an ID may be a name that only its library knows; `more`: what that is, in
+    words."""
 
     known: Mapping[str, EncoderSpec | None]
     describe: Callable[[ModelName], EncoderSpec | None]
@@ -48,6 +61,8 @@ class Family:
     is_more: Callable[[str], bool] = lambda id: False
     more: str = ""
     terms: Callable[[str], Terms] = lambda id: Terms()
+    load_text: Callable[[ModelName, LoadOptions], TextEncoder] | None = None
+    find_text: Callable[[ModelName], Found] | None = None
 
 
 FAMILIES = {
@@ -57,6 +72,7 @@ FAMILIES = {
         openai_clip.load,
         openai_clip.find,
         "a .pt file",
+        load_text=openai_clip_text.load,
     ),
     "hf": Family(
         hf_known.KNOWN,
@@ -66,6 +82,8 @@ FAMILIES = {
         "a folder with config.json",
         open_ids=True,
         terms=hf_known.terms,
+        load_text=hf_text.load,
+        find_text=hf_text.find,
     ),
     "openclip": Family(
         openclip.KNOWN,
@@ -76,6 +94,8 @@ FAMILIES = {
         open_ids=True,
         hub_prefix="hf-hub:",
         package="open_clip_torch",
+        load_text=openclip_text.load,
+        find_text=openclip_text.find,
     ),
     "timm": Family(
         timm_catalogue.KNOWN,
@@ -128,7 +148,6 @@ ANY = Scope("any encoder", tuple(FAMILIES))
 OF_FAMILY = {name: Scope(f"{name}: encoders", (name,)) for name in FAMILIES}
 SCOPES = {**OF_FAMILY, **SCRIPTS, "any": ANY}
 _PATHS = ("/", "./", "../", "~")  # how a value begins that can be nothing but a path
-_SHOWN = 12  # names in a refusal; of a longer list, the first eight
 
 
 def list_encoders() -> list[str]:
@@ -192,12 +211,45 @@ def load_encoder(name: ModelName, options: LoadOptions) -> Encoder:
         raise UsageError(f"{flag}: it is for openclip:ARCH=FILE; drop it for {name}")
     if name.id == "tiny" and name.path is None:
         return tiny.load_tiny(name, options)
-    return FAMILIES[name.family].load(name, options)
+    with _misspelt(name):
+        return FAMILIES[name.family].load(name, options)
+
+
+def load_text(name: ModelName, options: LoadOptions) -> TextEncoder:
+    """Load the text tower of this name, and nothing of the image tower. Raises WeightsError, and
+    UsageError where there is none."""
+    row = FAMILIES[name.family]
+    spec = describe(name)
+    if row.load_text is None or (spec is not None and not spec.text):
+        raise text_tower.refusal(name)
+    if name.id == "tiny" and name.path is None:
+        return tiny.load_tiny_text(name, options, row.load_text)
+    with _misspelt(name):
+        return row.load_text(name, options)
 
 
 def find_weights(name: ModelName) -> Found:
-    """Its files, as `load_encoder` finds or downloads them, unread. Raises WeightsError."""
-    return FAMILIES[name.family].find(name)
+    """Its files, as `load_encoder` and `load_text` find or download them, unread. Raises
+    WeightsError."""
+    row = FAMILIES[name.family]
+    with _misspelt(name):
+        found = row.find(name)
+    spec = describe(name) if row.find_text else None  # of a hub id its files tell, there by now
+    return row.find_text(name) if row.find_text and spec and spec.text else found
+
+
+@contextmanager
+def _misspelt(name: ModelName) -> Iterator[None]:
+    """A name of the hub that is not known here, and cannot be had, may be a known one misspelt."""
+    try:
+        yield
+    except WeightsError as error:
+        row = FAMILIES[name.family]
+        is_open = row.open_ids and name.path is None and name.id not in row.known
+        near = name_hints.nearest_name(name.id, row.known, is_sure=True) if is_open else None
+        if near is None:
+            raise
+        raise WeightsError(f"{error}. Did you mean {name.family}:{near}?") from error
 
 
 def _spelled(value: str, family: str, rest: str) -> ModelName:
@@ -215,6 +267,11 @@ def _spelled(value: str, family: str, rest: str) -> ModelName:
         return ModelName(family, id)
     if row.package and not row.known:
         raise UsageError(f"--model {value}: needs {row.package}; type: pip install {row.package}")
+    tags = name_hints.tags_of(id, row.known)
+    if tags:
+        raise UsageError(
+            f"--model {value}: of which weights? allowed is {name_hints.tags_text(family, tags)}"
+        )
     raise UsageError(_unknown(value, OF_FAMILY[family], id))
 
 
@@ -247,8 +304,8 @@ def _elsewhere(value: str, taken: Scope) -> str:
 
 def _unknown(value: str, taken: Scope, id: str) -> str:
     if taken is ANY and value == "tiny":
-        names = [f"{family}:tiny" for family in FAMILIES if "tiny" in _ids(family)]
-        return f"--model tiny: of which family? allowed is {', '.join(names)}"
+        names = [f"{family}:tiny" for family in tiny.TINY]
+        return f"--model tiny: of which family? type --model hf:tiny; allowed is {', '.join(names)}"
     if taken is ANY and Path(value).exists():
         return (
             f"--model {value}: a path needs its family and a name; allowed is FAMILY:NAME=PATH, "
@@ -275,21 +332,17 @@ def _allowed_of(family: str, taken: Scope) -> str:
 
 
 def _names(family: str, taken: Scope) -> str:
-    names = taken.names(family)
-    if len(names) <= _SHOWN:
-        return ", ".join(names)
-    pattern = taken.pattern or f"{family}:"
-    last = " tiny" if names[-1] == "tiny" else ""
-    return f"{', '.join(names[:8])} …{last} (all {len(names)}: featprep models {pattern})"
+    return name_hints.listed(taken.names(family), taken.pattern or f"{family}:")
 
 
 def _hint(id: str, taken: Scope) -> str:
-    """' Did you mean X?', the name nearest to what was typed, spelled as this command wants it."""
+    """' Did you mean X?', X as this command wants it: with its family, or as an entry script has
+    it; and of a family that was typed."""
+    is_script = taken in SCRIPTS.values()
     names = {
-        known.casefold(): f"{family}:{known}" if taken is ANY else known
+        known: known if is_script else f"{family}:{known}"
         for family in reversed(taken.families)  # the first wins where two spell a name alike
         for known in taken.names(family)
-        if known != "tiny"
     }
-    close = difflib.get_close_matches(id.casefold(), names, n=1, cutoff=0.5)
-    return f" Did you mean {names[close[0]]}?" if close else ""
+    near = name_hints.nearest_name(id, names)
+    return f" Did you mean {names[near]}?" if near else ""

@@ -7,7 +7,8 @@ upstream's public loaders, and the norm, the projection and the formulas are spe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -155,3 +156,20 @@ def transformers_positions(
 def _host(tensor: Tensor) -> AnyArray:
     array: AnyArray = tensor.contiguous().numpy()
     return array
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """It draws a bar, and tells at length of text towers that are drawn at random."""
+    from transformers.utils import logging as transformers_logging
+
+    logging: Any = transformers_logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from featprep.encoders.base import Facet, ModelName, Norm, PosEmbed
-from featprep.references.base import FACETS, Reference
+from featprep.references.base import FACETS, Reference, quiet_transformers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +27,7 @@ def open_reference(name: ModelName, pos_embed: PosEmbed) -> Reference:
 
     library: Any = transformers
     source = name.path or name.id
-    with _quiet():
+    with quiet_transformers():
         processor = library.AutoImageProcessor.from_pretrained(source)
         architecture = library.AutoConfig.from_pretrained(source).architectures[0]
         model = getattr(library, architecture).from_pretrained(source, dtype=torch.float32).eval()
@@ -209,20 +208,3 @@ def _last_norm(vision: Any) -> Any:
     from torch import nn
 
     return [part for part in vision.children() if isinstance(part, nn.LayerNorm)][-1]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers tells at length of text towers that are drawn at random."""
-    from transformers.utils import logging as transformers_logging
-
-    logging: Any = transformers_logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from featprep.encoders.base import Facet, ModelName, Norm, PosEmbed
-from featprep.references.base import FACETS, Reference
+from featprep.references.base import FACETS, Reference, quiet_transformers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,13 +148,14 @@ def _in_transformers(model: Any) -> Any:
         patch_size=model.patch_size,
         layer_norm_eps=1e-6,
     )
-    vit, report = library.from_pretrained(
-        None,
-        config=config,
-        state_dict=dict(_renamed(model.state_dict())),
-        add_pooling_layer=False,
-        output_loading_info=True,
-    )
+    with quiet_transformers():
+        vit, report = library.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(_renamed(model.state_dict())),
+            add_pooling_layer=False,
+            output_loading_info=True,
+        )
     if report["missing_keys"] or report["unexpected_keys"]:
         raise ValueError(f"transformers' ViT takes the weights otherwise: {report}")
     return vit.eval()

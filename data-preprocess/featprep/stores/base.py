@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -121,6 +122,19 @@ def output_error(path: str, error: OSError, verb: str = "write") -> OutputError:
         f"cannot {verb} {printable(path)}: {error.strerror or error}. Free space or mend the "
         "folder's permissions; the same command goes on from here"
     )
+
+
+def check_writable(folder: str) -> None:
+    """Raise OutputError if nothing can be written there, by writing: permissions alone do not tell
+    (read-only disks, /proc). Leaves nothing behind."""
+    there = os.path.abspath(folder)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    try:
+        with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=there):
+            pass
+    except OSError as error:
+        raise output_error(folder, error) from error
 
 
 def result_error(path: str, error: OSError) -> ImageError | OutputError:

@@ -6,14 +6,14 @@ The default of every task is the checkpoint's own recipe (resize="native").
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
-from featprep import encoders
+from featprep import devices, encoders
 from featprep.config import EncodeConfig, parse_value
-from featprep.encoders.base import ModelName
+from featprep.encoders.base import LoadOptions, ModelName, TextEncoder
 from featprep.errors import UsageError
+from featprep.python_words import python_words, warn_caller
 from featprep.session import Session, open_session
 from featprep.settings import nearest
 
@@ -67,8 +67,26 @@ _told: set[str] = set()
 
 def open_model(task: str, model: str, settings: dict[str, Any]) -> Session:
     """Load `model` for a task. Raises UsageError and WeightsError."""
-    config = _config(task, model, settings)
-    return open_session(config, find_model(model), pooled_if_any=True)
+    with python_words():
+        config = python_config(task, model, settings)
+        return open_session(config, find_model(model), pooled_if_any=True)
+
+
+def open_towers(config: EncodeConfig) -> tuple[Session, TextEncoder]:
+    """Load both towers of config.model. The text tower, which not every model has, comes first.
+    Raises UsageError and WeightsError, in the words of the command line."""
+    name = find_model(str(config.model))
+    tower = open_text(name, config)
+    return open_session(config, name, pooled_if_any=True), tower
+
+
+def open_text(name: ModelName, config: EncodeConfig) -> TextEncoder:
+    """The text tower alone, where the settings want it."""
+    device, _ = devices.choose_device(config.device)
+    options = LoadOptions(
+        device=device, trust_weights=config.trust_weights, quick_gelu=config.quick_gelu
+    )
+    return encoders.load_text(name, options)
 
 
 def find_model(model: str) -> ModelName:
@@ -98,13 +116,12 @@ def _origin(model: str) -> str:
     origin = f"hf:{_XENOVA[name]}/{name}"
     if model not in _told:
         _told.add(model)
-        warnings.warn(
-            f"{model} is an ONNX copy of {origin}, which is loaded in its place", stacklevel=5
-        )
+        warn_caller(f"{model} is an ONNX copy of {origin}, which is loaded in its place")
     return origin
 
 
-def _config(task: str, model: str, settings: dict[str, Any]) -> EncodeConfig:
+def python_config(task: str, model: str, settings: dict[str, Any]) -> EncodeConfig:
+    """What the keywords of featprep.pipeline say. Raises UsageError."""
     for name in settings:
         if name not in SETTINGS:
             raise UsageError(
@@ -112,5 +129,20 @@ def _config(task: str, model: str, settings: dict[str, Any]) -> EncodeConfig:
                 f"{', '.join(SETTINGS)}"
             )
     values = {name: parse_value(name, raw) for name, raw in settings.items() if raw is not None}
+    if not isinstance(parse_value("model", model), str):
+        raise UsageError(
+            f"{task} takes one encoder, and not model={model!r}: make a pipeline of each"
+        )
+    if values.get("size", "native") != "native" and values.get("resize") is None:
+        raise UsageError(
+            f"size={settings['size']!r}: images go the checkpoint's own way, resize='native', "
+            "which has a size; another one goes with resize='crop' (short side, then centre "
+            "crop), 'squash' or 'pad'"
+        )
+    return task_config(model, values)
+
+
+def task_config(model: str, values: dict[str, Any]) -> EncodeConfig:
+    """`values`: of SETTINGS, parsed; without resize the checkpoint's own way. Raises UsageError."""
     plain = {"input": "(memory)", "output": "(memory)", "mask": "none", "resize": "native"}
     return EncodeConfig(**{**plain, **values, "model": model})
