@@ -144,6 +144,13 @@ def test_the_cores_of_the_machine_change_no_byte(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encode_run, "DecodePool", InlinePool)
+    real, seen = TorchEncoder.normalise, set[int]()
+
+    def normalise(self: TorchEncoder, pixels: np.ndarray) -> torch.Tensor:
+        seen.add(torch.get_num_threads())
+        return real(self, pixels)
+
+    monkeypatch.setattr(TorchEncoder, "normalise", normalise)
     before = torch.get_num_threads()
     try:
         for cores in (1, 3):
@@ -153,6 +160,7 @@ def test_the_cores_of_the_machine_change_no_byte(
                 assert encode(folder, f"out{cores}{len(extra)}", *flags) == 0
     finally:
         torch.set_num_threads(before)
+    assert seen == {1}  # each of as many hands as there are cores
     for extra in (0, 1):
         assert results(folder, f"out1{extra}") == results(folder, f"out3{extra}")
 
