@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from fakes import FakeEncoder
@@ -52,3 +55,14 @@ def test_a_halved_batch_stays_halved() -> None:
         assert len(list(batch.encode([_image(name) for name in "abc"]))) == 3
     assert sizes == [4, 2]
     assert [shape[0] for shape in encoder.calls] == [8, 4, 2, 2, 2, 2]
+
+
+def test_threads_that_find_no_room_at_once_halve_it_once() -> None:
+    encoder, sizes = FakeEncoder(room=4), []
+    meet = threading.Barrier(2, timeout=20)
+    encoder.before = lambda pixels: len(pixels) == 8 and meet.wait()
+    batch = BatchEncoder(encoder, Want(), 8, exact=lambda: encoder, on_halved=sizes.append)
+    with ThreadPoolExecutor(2) as threads:
+        rows = threads.map(lambda name: list(batch.encode([_image(name)])), "ab")
+        assert [len(row) for row in rows] == [1, 1]
+    assert sizes == [4]

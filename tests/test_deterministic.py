@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import FakeEncoder
-from featprep import cli
+from featprep import cli, devices
 from featprep.commands import encode_run
 from featprep.encoders.base import LoadOptions, Want
 from featprep.encoders.fixed_kernels import fixed_kernels
@@ -120,11 +120,12 @@ def test_threads_and_batch_size_are_the_outputs_and_not_the_hours(
     flags = ("--model", "clip:tiny", "--deterministic", "--batch_size")
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(2)
-        assert encode(folder, "out", *flags, "4", "--limit", "4") == 0
-        torch.set_num_threads(1)
+        with monkeypatch.context() as older:
+            older.setattr(devices, "fix_threads", lambda before: 2)
+            assert encode(folder, "out", *flags, "4", "--limit", "4") == 0
+        torch.set_num_threads(3)
         assert encode(folder, "out", *flags, "4") == 0
-        assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == (1, False)
+        assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == (3, False)
     finally:
         torch.set_num_threads(before)
     assert seen == [(2, True)] * 3
@@ -137,6 +138,31 @@ def test_threads_and_batch_size_are_the_outputs_and_not_the_hours(
     assert "--batch_size 4 there, --batch_size 2 asked." in capsys.readouterr().err
     assert encode(folder, "out", "--model", "clip:tiny") == 2
     assert "--deterministic there, --no_deterministic asked. Nothing" in capsys.readouterr().err
+
+
+def test_the_cores_of_the_machine_change_no_byte(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode_run, "DecodePool", InlinePool)
+    real, seen = TorchEncoder.normalise, set[int]()
+
+    def normalise(self: TorchEncoder, pixels: np.ndarray) -> torch.Tensor:
+        seen.add(torch.get_num_threads())
+        return real(self, pixels)
+
+    monkeypatch.setattr(TorchEncoder, "normalise", normalise)
+    before = torch.get_num_threads()
+    try:
+        for cores in (1, 3):
+            torch.set_num_threads(cores)
+            for extra in ((), ("--deterministic",)):
+                flags = ("--model", "hf:tiny", "--precision", "bf16", *extra, "--overwrite")
+                assert encode(folder, f"out{cores}{len(extra)}", *flags) == 0
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {1}  # each of as many hands as there are cores
+    for extra in (0, 1):
+        assert results(folder, f"out1{extra}") == results(folder, f"out3{extra}")
 
 
 def test_a_batch_that_has_no_room_fails_and_is_not_halved(

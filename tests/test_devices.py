@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from types import SimpleNamespace
 from typing import Any
@@ -156,6 +157,19 @@ def test_workers_leave_a_core_to_the_encoder(machine: Any) -> None:
     assert devices.choose_workers(cores=1) == (1, "1 core, one for the encoder")
     assert devices.choose_workers(cores=96) == (16, "96 cores, one for the encoder")
     assert devices.choose_workers(3) == (3, "--workers")
+
+
+def test_on_a_cpu_every_core_has_a_batch_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose(threads: int, device: str = "cpu", fixed: int | None = None) -> tuple[int, int, str]:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        return dataclasses.astuple(devices.choose_hands(device, fixed))
+
+    assert choose(1) == (1, 1, "1 thread each of 1 core")
+    assert choose(12) == (12, 1, "1 thread each of 12 cores")
+    assert choose(96) == (32, 3, "3 threads each of 96 cores")
+    assert choose(12, fixed=4) == (3, 4, "4 threads each of 12 cores")
+    assert choose(2, fixed=4) == (1, 4, "4 threads each of 2 cores")
+    assert choose(12, "cuda:0") == (1, 12, "")
 
 
 def test_devices_have_titles_for_people(machine: Any) -> None:

@@ -7,8 +7,9 @@ protocol.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -49,7 +50,8 @@ class BatchEncoder:
 
     `masked_pool`: the mean over the cells of the mask too, which every image must then have.
     `size` shrinks when the device runs out of memory and stays so for the rest of the run, unless
-    the run `keeps_size`: then the images of that batch fail.
+    the run `keeps_size`: then the images of that batch fail. Threads may share it where they may
+    share `encoder`.
     """
 
     encoder: Encoder
@@ -60,24 +62,32 @@ class BatchEncoder:
     on_halved: Callable[[int], None] = lambda size: None
     masked_pool: bool = False
     keeps_size: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # of `size` and `exact`
 
     def encode(self, images: Sequence[Prepared]) -> Iterator[Row | Failure]:
         """One outcome an image, in order."""
         start = 0
         while start < len(images):
-            part = images[start : start + self.size]
-            maps = self._forward(self.encoder, self.want, part)
+            size = self.size
+            part = images[start : start + size]
+            maps = self._forward(self.encoder, self.want, part, size)
             if maps is None and self.keeps_size:
                 yield from (_failed(image, self._no_room()) for image in part)
-            elif maps is None and self.size > 1:
-                self.size = (self.size + 1) // 2
-                self.on_halved(self.size)
+            elif maps is None and size > 1:
+                self._halve(size)
                 continue
             elif maps is None:
                 yield _failed(part[0], "the device has no memory for it, even alone in a batch")
             else:
                 yield from self._finish(part, maps)
             start += len(part)
+
+    def _halve(self, size: int) -> None:
+        """Once, however many threads had no room for a batch of this size."""
+        with self._lock:
+            if self.size == size:
+                self.size = (size + 1) // 2
+                self.on_halved(self.size)
 
     def _no_room(self) -> str:
         return (
@@ -86,10 +96,10 @@ class BatchEncoder:
         )
 
     def _forward(
-        self, encoder: Encoder, want: Want, part: Sequence[Prepared]
+        self, encoder: Encoder, want: Want, part: Sequence[Prepared], size: int
     ) -> FeatureMaps | None:
         """What a padded batch gives, or None where memory ran out."""
-        pixels = np.zeros((self.size, *part[0].pixels.shape), dtype=np.uint8)
+        pixels = np.zeros((size, *part[0].pixels.shape), dtype=np.uint8)
         for row, image in zip(pixels, part, strict=False):
             row[...] = image.pixels
         try:
@@ -108,7 +118,9 @@ class BatchEncoder:
 
     def _again(self, image: Prepared) -> Row | Failure:
         """In float32, where something is not finite or does not fit float16."""
-        maps = self._forward(self.exact(), replace(self.want, dtype="float32"), [image])
+        with self._lock:  # one twin serves all threads
+            want = replace(self.want, dtype="float32")
+            maps = self._forward(self.exact(), want, [image], self.size)
         if maps is None:
             return _failed(image, "the device has no memory to encode it again in float32")
         exact = _row(maps, 0)

@@ -22,6 +22,7 @@ _CPU_BATCH = 8
 _LARGEST_MAPS = 2**30  # bytes of one batch's maps in float32, blended from windows on the host
 _LARGEST_BATCH = 128  # beyond, a GPU is busy anyway and only the waiting grows
 _MOST_WORKERS = 16
+_MOST_HANDS = 32  # a guess: what of a forward pass is Python runs in one of them at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +132,50 @@ def _bytes_an_image(spec: EncoderSpec, size: tuple[int, int]) -> int:
 
 
 def fix_threads(before: int | None) -> int:
-    """How many CPU threads --deterministic keeps: as many as an output began with, else as many as
-    torch takes here. Makes cuBLAS take one path, which must be said before CUDA starts."""
+    """How many CPU threads a forward pass has with --deterministic: as many as an output began
+    with, else one, whatever the cores. Makes cuBLAS take one path, which must be said before CUDA
+    starts."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return before or 1
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """`count` batches encoded at a time, each on `threads` CPU threads."""
+
+    count: int
+    threads: int
+    reason: str = ""
+
+
+ONE_HAND = Hands(1, 1)
+
+
+def choose_hands(device: str, fixed: int | None = None) -> Hands:
+    """`fixed`: the threads that --deterministic keeps.
+
+    On a CPU one thread for every core, each with a batch of its own: none waits for another, and a
+    neighbour slows the one whose core it shares, where threads that share a batch all wait for it.
+    """
     import torch
 
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    return before or torch.get_num_threads()
+    threads = torch.get_num_threads()  # physical cores, or OMP_NUM_THREADS
+    if device != "cpu":
+        return Hands(1, fixed or threads)
+    each = fixed or -(-threads // _MOST_HANDS)
+    count = max(1, threads // each)
+    return Hands(count, each, f"{_count(each, 'thread')} each of {_count(threads, 'core')}")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("s" if number != 1 else "")
+
+
+def hold_threads(count: int) -> None:
+    """Have the thread that calls compute on so many CPU threads."""
+    import torch
+
+    torch.set_num_threads(count)
 
 
 def choose_workers(asked: int | None = None, cores: int | None = None) -> tuple[int, str]:
@@ -145,7 +184,7 @@ def choose_workers(asked: int | None = None, cores: int | None = None) -> tuple[
         return asked, "--workers"
     count = cores or available_cores()
     workers = max(1, min(count - 1, _MOST_WORKERS))
-    return workers, f"{count} core{'s' if count != 1 else ''}, one for the encoder"
+    return workers, f"{_count(count, 'core')}, one for the encoder"
 
 
 def let_threads_sleep() -> None:
@@ -171,8 +210,7 @@ def device_title(device: str) -> str:
         import torch
 
         return f"{device} {torch.cuda.get_device_name(device)}"
-    cores = available_cores()
-    return f"{device} {_cpu_name()}, {cores} core{'s' if cores != 1 else ''}"
+    return f"{device} {_cpu_name()}, {_count(available_cores(), 'core')}"
 
 
 def _cpu_name() -> str:

@@ -1,9 +1,9 @@
 """read → decode → batch → encode → store: the loop, its clocks and its way out.
 
-Given builders of stages, it only moves images along: decoding in worker processes, encoding here,
-writing in a thread behind a bounded queue. An image may be for several encoders: it is decoded once
-and goes down the lane of each. Knows no format and no model. Memory is bounded by batch × queue
-depth, whatever the number of images.
+Given builders of stages, it only moves images along: decoding in worker processes, encoding in as
+many threads as batches are encoded at a time, writing in one more, each behind a bounded queue. An
+image may be for several encoders: it is decoded once and goes down the lane of each. Knows no
+format and no model. Memory is bounded by batch × queue depth, whatever the number of images.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Generic, Protocol, Self, TypeVar
 
 from featprep.batching import BatchEncoder, Row, SizeQueues
 from featprep.errors import ImageError
 from featprep.records import Failure, Features, ImageRef, Prepared
 
+Item = TypeVar("Item")
 Lanes = tuple[int, ...]  # of one run's encoders, by number
 # (images and their lanes, how many may be in flight or unclaimed) → what became of each in each of
 # its lanes, in any order.
@@ -66,6 +68,7 @@ class Totals:
     failed: int = 0
     wall_s: float = 0.0
     workers: int = 1
+    hands: int = 1
     stopped: bool = False
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("read", "decode", "encode", "write"), 0.0)
@@ -73,26 +76,33 @@ class Totals:
 
     def busy(self) -> dict[str, float]:
         """Share of the wall time each stage was at work, per worker of it, 0 … 1."""
-        hands = {"read": self.workers, "decode": self.workers}
+        hands = {"read": self.workers, "decode": self.workers, "encode": self.hands}
         wall = max(self.wall_s, 1e-9)
         return {name: s / wall / hands.get(name, 1) for name, s in self.seconds.items()}
 
 
 @dataclass(slots=True)
 class Runner:
-    """One run. `stop` may be set from a signal handler: what is in flight is finished and kept."""
+    """One run. `stop` may be set from a signal handler: what is in flight is finished and kept.
+
+    `hands`: batches encoded at a time, by encoders that bear it. `on_hand`: called first in each of
+    the threads that encode.
+    """
 
     decode: Decode
     lanes: Sequence[Lane]
     workers: int = 1
+    hands: int = 1
+    on_hand: Callable[[], None] = lambda: None
     stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self, entries: Iterable[tuple[ImageRef | Failure, Lanes]]) -> Totals:
-        totals = Totals(workers=self.workers)
+        totals = Totals(workers=self.workers, hands=self.hands)
         began = time.perf_counter()
-        with Writer(totals) as writer:
+        with Writer(totals) as writer, Hands(self, writer, totals) as hands:
             for lane, batch in self._batches(entries, writer, totals):
-                self._encode(lane, batch, writer, totals)
+                lane.events.on_batch(lane.encoder.size, batch)
+                hands.put(lane, batch)
                 if self.stop.is_set():
                     break
         totals.stopped = self.stop.is_set()
@@ -104,7 +114,7 @@ class Runner:
     ) -> Iterator[tuple[Lane, list[Prepared]]]:
         """A queue a lane and size of input."""
         queues = [SizeQueues(lane.encoder.size, most=4 * lane.encoder.size) for lane in self.lanes]
-        ahead = max(2 * max(queue.size for queue in queues), 4 * self.workers)
+        ahead = max((1 + self.hands) * max(queue.size for queue in queues), 4 * self.workers)
         for outcomes in self.decode(self._refs(entries, writer), ahead):
             for number, outcome in outcomes.items():
                 lane = self.lanes[number]
@@ -134,53 +144,98 @@ class Runner:
             for number in lanes:
                 writer.put(self.lanes[number], [entry])
 
-    def _encode(self, lane: Lane, batch: list[Prepared], writer: Writer, totals: Totals) -> None:
-        lane.events.on_batch(lane.encoder.size, batch)
-        began = time.perf_counter()
-        rows = list(lane.encoder.encode(batch))
-        totals.seconds["encode"] += time.perf_counter() - began
-        writer.put(lane, rows)
 
+class Crew(ABC, Generic[Item]):
+    """Threads that work on what is put. `room` jobs may wait; the first error surfaces at the next
+    `put`, and nothing is worked on after it."""
 
-class Writer:
-    """The thread that stores. Two batches may wait; its first error surfaces at the next `put`."""
+    def __init__(
+        self, name: str, count: int, room: int, start: Callable[[], None] = lambda: None
+    ) -> None:
+        self._queue: queue.Queue[tuple[Lane, Item] | None] = queue.Queue(room)
+        self._start = start  # called first in each thread
+        self.error: BaseException | None = None
+        self._threads = [
+            threading.Thread(target=self._live, name=f"{name} {number}") for number in range(count)
+        ]
 
-    def __init__(self, totals: Totals) -> None:
-        self._totals = totals
-        self._queue: queue.Queue[tuple[Lane, Sequence[Row | Failure]] | None] = queue.Queue(2)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="writer")
-
-    def __enter__(self) -> Writer:
-        self._thread.start()
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._queue.put(None)
-        self._thread.join()
+        for _thread in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
         if kind is None:
             self._raise()
 
-    def put(self, lane: Lane, rows: Sequence[Row | Failure]) -> None:
+    def put(self, lane: Lane, item: Item) -> None:
         self._raise()
-        self._queue.put((lane, rows))
+        self._queue.put((lane, item))
 
     def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
 
-    def _work(self) -> None:
+    def _live(self) -> None:
+        try:
+            self._start()
+        except BaseException as error:
+            self.error = error
         while (waiting := self._queue.get()) is not None:
-            if self._error is None:
+            if self.error is None:
                 try:
-                    self._store(*waiting)
+                    self.work(*waiting)
                 except BaseException as error:
-                    self._error = error  # goes on taking, so that `put` cannot block for ever
+                    # the first one tells; goes on taking, so that `put` cannot block for ever
+                    self.error = self.error or error
 
-    def _store(self, lane: Lane, rows: Sequence[Row | Failure]) -> None:
+    @abstractmethod
+    def work(self, lane: Lane, item: Item) -> None: ...
+
+
+class Hands(Crew[list[Prepared]]):
+    """The threads that encode, a batch each at a time; as many batches may wait, which a stop
+    leaves. One hand is the thread that puts."""
+
+    def __init__(self, run: Runner, writer: Writer, totals: Totals) -> None:
+        self._count = run.hands if run.hands > 1 else 0
+        super().__init__("hand", self._count, run.hands, run.on_hand)
+        self._stop, self._writer, self._totals = run.stop, writer, totals
+        self._lock = threading.Lock()
+
+    def put(self, lane: Lane, item: list[Prepared]) -> None:
+        super().put(lane, item) if self._count else self.work(lane, item)
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not None:  # what waits would be lost work before the error is told
+            self.error = self.error or RuntimeError("the run ended")
+        super().__exit__(kind, *rest)
+
+    def work(self, lane: Lane, item: list[Prepared]) -> None:
+        if self._stop.is_set():
+            return
+        began = time.perf_counter()
+        rows = list(lane.encoder.encode(item))
+        with self._lock:
+            self._totals.seconds["encode"] += time.perf_counter() - began
+        self._writer.put(lane, rows)
+
+
+class Writer(Crew[Sequence[Row | Failure]]):
+    """The thread that stores."""
+
+    def __init__(self, totals: Totals) -> None:
+        super().__init__("writer", 1, 2)
+        self._totals = totals
+
+    def work(self, lane: Lane, item: Sequence[Row | Failure]) -> None:
         began = time.perf_counter()
         try:
-            for row in rows:
+            for row in item:
                 self._fail(lane, row) if isinstance(row, Failure) else self._write(lane, row)
         finally:
             lane.sink.flush()  # also before an error: what has its name is recorded

@@ -11,8 +11,9 @@ from featprep import devices, encoders
 from featprep.batching import BatchEncoder
 from featprep.config import EncodeConfig
 from featprep.decoding import DecodeRules
-from featprep.devices import Precision
+from featprep.devices import ONE_HAND, Hands, Precision
 from featprep.encoders.base import Encoder, LoadOptions, ModelName
+from featprep.encoders.thread_copies import ThreadCopies
 from featprep.resolve import (
     Resolved,
     by_patch,
@@ -38,6 +39,7 @@ class Session:
     batch_size: int
     batch_reason: str
     threads: int | None = None  # of the CPU, where they are fixed: --deterministic
+    hands: Hands = ONE_HAND  # of a run; a caller with one thread leaves its own to torch
 
     @property
     def rules(self) -> DecodeRules:
@@ -54,9 +56,12 @@ class Session:
         run = metadata(self.fingerprint, self.precision, devices.library_versions())
         return {**run, "weights_files": dict(self.encoder.weights_files)}
 
-    def batch_encoder(self, on_halved: Callable[[int], None] = lambda size: None) -> BatchEncoder:
+    def batch_encoder(
+        self, on_halved: Callable[[int], None] = lambda size: None, hands: int = 1
+    ) -> BatchEncoder:
+        """`hands`: from how many threads it will be called."""
         return BatchEncoder(
-            self.encoder,
+            self.encoder if hands == 1 else ThreadCopies(self.encoder, hands),
             self.resolved.want,
             self.batch_size,
             self.exact,
@@ -111,6 +116,7 @@ def open_session(
         size,
         reason,
         options.threads,
+        devices.choose_hands(device, options.threads),
     )
 
 

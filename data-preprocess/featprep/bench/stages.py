@@ -60,7 +60,7 @@ def make_parts(job: Job) -> Ready:
                   session.device, cores)  # fmt: skip
     refs = [_ref(path) for path in job.paths]
     prepared = [_prepared(ref, session) for ref in refs]
-    parts = Parts(job, session, refs, prepared, hands=_hands(session, cores))
+    parts = Parts(job, session, refs, prepared)
     tasks = {"limit": limit.measure, "model": parts.model, "stages": parts.stages}
     more = {
         "cores": cores,
@@ -76,13 +76,6 @@ def _operations(job: Job) -> Any:
     encoder = encoders.load_encoder(job.name, LoadOptions(device=device))
     pixels = np.zeros((1, 3, *job.size), np.uint8)
     return operations_of(lambda: encoder.encode(pixels, LoadOptions().want))
-
-
-def _hands(session: Session, cores: int) -> int:
-    """How many batches a run encodes at a time: as many as its threads leave cores for."""
-    import torch
-
-    return max(1, cores // torch.get_num_threads()) if session.device == "cpu" else 1
 
 
 def _ref(path: str) -> ImageRef:
@@ -106,14 +99,12 @@ class Parts:
         session: Session,
         refs: Sequence[ImageRef],
         prepared: Sequence[Prepared],
-        hands: int,
     ) -> None:
         self.job, self.session, self.refs = job, session, refs
-        self.prepared, self.hands = prepared, hands
+        self.prepared, self.hands = prepared, session.hands
+        self.encoder = session.batch_encoder(hands=self.hands.count).encoder
 
     def about(self) -> Figures:
-        import torch
-
         session = self.session
         shape = session.encoder.grid(*self.job.size)
         return {
@@ -123,8 +114,8 @@ class Parts:
             "reason": session.precision.reason,
             "batch_size": session.batch_size,
             "map": [session.resolved.channels, *shape],
-            "threads": torch.get_num_threads(),
-            "batches_at_a_time": self.hands,
+            "threads": self.hands.threads,
+            "batches_at_a_time": self.hands.count,
             "versions": devices.library_versions(),
         }
 
@@ -133,9 +124,10 @@ class Parts:
         size, want = self.session.batch_size, self.session.resolved.want
         whole = count - count % size or count  # a batch that must be padded would count for less
         batches = [_padded(part, size) for part in _parted(self.prepared[:whole], size)]
-        with ThreadPoolExecutor(self.hands) as pool:
+        threads = (self.hands.threads,)
+        with ThreadPoolExecutor(self.hands.count, "hand", devices.hold_threads, threads) as pool:
             began = time.perf_counter()
-            for _ in pool.map(lambda batch: self.session.encoder.encode(batch, want), batches):
+            for _ in pool.map(lambda batch: self.encoder.encode(batch, want), batches):
                 pass
             seconds = time.perf_counter() - began
         return {"seconds": seconds, "images": whole, "images_per_s": whole / seconds}
@@ -143,6 +135,7 @@ class Parts:
     def stages(self, count: int) -> Figures:
         """Seconds an image: `core_s` of all threads, `wall_s` by the clock."""
         clock = Clock()
+        devices.hold_threads(self.hands.threads)
         for ref in self.refs[:count]:
             self._prepare(ref, clock)
         with self._recorder() as recorder:

@@ -90,11 +90,12 @@ def _introduce_encoder(part: Part) -> None:
 
 
 def _device_text(session: Session) -> str:
-    precision = session.precision
+    precision, hands = session.precision, session.hands
+    at_a_time = f", {hands.count} at a time ({hands.reason})" if hands.count > 1 else ""
     return (
         f"{devices.device_title(session.device)}  compute {precision.compute} "
         f"({precision.reason}), stored {precision.storage}; "
-        f"batch {session.batch_size} ({session.batch_reason})"
+        f"batch {session.batch_size} ({session.batch_reason}){at_a_time}"
     )
 
 

@@ -55,6 +55,7 @@ class EncodeRun:
 
     def __init__(self, config: EncodeConfig, parts: Sequence[Part], pool: DecodePool) -> None:
         self.config, self.parts, self.pool = config, parts, pool
+        self.hands = parts[0].session.hands  # all are on one device, with the same threads
         self.stopping = Stopping()
 
     def go(self) -> int:
@@ -74,7 +75,7 @@ class EncodeRun:
                 for part, ledger in zip(self.parts, ledgers, strict=True)
             ]
             lanes = [
-                _lane(part, recorder, progress)
+                _lane(part, recorder, progress, self.hands.count)
                 for part, recorder in zip(self.parts, recorders, strict=True)
             ]
             try:
@@ -98,6 +99,8 @@ class EncodeRun:
             decode=lambda jobs, ahead: self.pool.run(jobs, rules, ahead),
             lanes=lanes,
             workers=self.pool.workers,
+            hands=self.hands.count,
+            on_hand=lambda: devices.hold_threads(self.hands.threads),
             stop=self.stopping.asked,
         )
         return runner.run(entries_left(recorders, self.parts[0].source.folders()))
@@ -159,12 +162,12 @@ def _recorder(part: Part, ledger: Ledger, progress: Progress) -> Recorder:
     return recorder
 
 
-def _lane(part: Part, recorder: Recorder, progress: Progress) -> Lane:
+def _lane(part: Part, recorder: Recorder, progress: Progress, hands: int) -> Lane:
     def tell_halved(size: int) -> None:
         text = f"the device is full: going on with batches of {size}"
         say("memory", f"{part.title}: {text}" if part.title else text)
 
-    encoder = part.session.batch_encoder(on_halved=tell_halved)
+    encoder = part.session.batch_encoder(tell_halved, hands)
     return Lane(encoder, recorder, Teller(progress, part.session.encoder.tokens, part.title))
 
 

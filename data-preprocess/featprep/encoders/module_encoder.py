@@ -41,11 +41,12 @@ class Given:
     pooled: Tensor | None = None
 
 
-Forward = Callable[["Tensor", Ask], Given]
+Forward = Callable[[Any, "Tensor", Ask], Given]
 
 
 def as_network(model: nn.Module, forward: Forward) -> nn.Module:
-    """A module around upstream's, whose call is `forward`: normalised (B, 3, H, W), Ask → Given."""
+    """A module around upstream's, whose call is `forward`: the model, normalised (B, 3, H, W), Ask
+    → Given. It must hold no model of its own, or a copy of the module would run the original's."""
     from torch import nn
 
     class Network(nn.Module):
@@ -54,7 +55,7 @@ def as_network(model: nn.Module, forward: Forward) -> nn.Module:
             self.model = model
 
         def forward(self, pixels: Tensor, ask: Ask) -> Given:
-            return forward(pixels, ask)
+            return forward(self.model, pixels, ask)
 
     return Network()
 

@@ -15,7 +15,7 @@ from featprep.encoders.block_encoder import BlockEncoder
 from featprep.encoders.clip_precision import cast
 from featprep.encoders.openai_clip_cards import KNOWN, MEAN, STD, spec_of
 from featprep.encoders.openai_clip_resnet import OpenAIResNetEncoder
-from featprep.encoders.positions import PositionCache, of_square
+from featprep.encoders.positions import Grid, PositionCache, of_square
 from featprep.encoders.torch_encoder import TorchEncoder, place
 from featprep.encoders.weights import Found
 from featprep.errors import UsageError, WeightsError
@@ -120,9 +120,10 @@ class OpenAIClipEncoder(BlockEncoder):
         super().__init__(spec, visual.conv1, options, digest, found)
         cast(visual, self._compute)
         self.visual: Any = place(visual, spec, options.device)
-        self._positions = PositionCache(
-            lambda grid: of_square(self.visual.positional_embedding, grid)
-        )
+        self._positions = PositionCache(self._resampled)
+
+    def _resampled(self, grid: Grid) -> Tensor:
+        return of_square(self.visual.positional_embedding, grid)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from featprep.encoders.base import EncoderSpec, LoadOptions, Want
 from featprep.encoders.clip_precision import cast
-from featprep.encoders.positions import PositionCache, of_square
+from featprep.encoders.positions import Grid, PositionCache, of_square
 from featprep.encoders.taps import run_and_take
 from featprep.encoders.torch_encoder import Taken, TorchEncoder, place
 from featprep.encoders.weights import Found
@@ -36,9 +36,10 @@ class OpenAIResNetEncoder(TorchEncoder):
         pool, visual.attnpool = visual.attnpool, nn.Identity()
         self.pool: Any = place(pool, spec, options.device)
         self.visual: Any = place(visual, spec, options.device)
-        self._positions = PositionCache(
-            lambda grid: of_square(self.pool.positional_embedding, grid)
-        )
+        self._positions = PositionCache(self._resampled)
+
+    def _resampled(self, grid: Grid) -> Tensor:
+        return of_square(self.pool.positional_embedding, grid)
 
     def _cells(self, height: int, width: int, layer: int) -> tuple[int, int]:
         # The first convolution pads, so an odd row counts; every average pooling leaves it out.

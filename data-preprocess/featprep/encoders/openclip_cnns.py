@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from featprep.encoders.base import Want
 from featprep.encoders.openclip_base import Tower, through_head
 from featprep.encoders.openclip_shapes import Shape
-from featprep.encoders.positions import PositionCache, of_square
+from featprep.encoders.positions import Grid, PositionCache, of_square
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -80,9 +80,10 @@ class OwnResNet(ConvTower):
 
     def __init__(self, visual: nn.Module, twin: nn.Module, shape: Shape) -> None:
         super().__init__(visual, twin, shape)
-        self._positions = PositionCache(
-            lambda grid: of_square(self.visual.attnpool.positional_embedding, grid)
-        )
+        self._positions = PositionCache(self._resampled)
+
+    def _resampled(self, grid: Grid) -> Tensor:
+        return of_square(self.visual.attnpool.positional_embedding, grid)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:

@@ -93,9 +93,9 @@ def _parts_of(module: Any) -> Callable[[Tensor, Facet], Tensor] | None:
             tokens, facet, module.in_proj_weight, getattr(module, "in_proj_bias", None)
         )
     if isinstance(getattr(module, "qkv", None), nn.Linear):
-        return lambda tokens, facet: _third(
-            tokens, facet, module.qkv.weight, _fused_bias(module, module.qkv)
-        )
+        if getattr(module, "q_bias", None) is None:
+            return lambda tokens, facet: module.qkv(tokens).chunk(3, -1)[_FACETS.index(facet)]
+        return lambda tokens, facet: _third(tokens, facet, module.qkv.weight, _fused_bias(module))
     for names in _SPLIT:
         linears = [getattr(module, name, None) for name in names]
         if all(isinstance(linear, nn.Linear) for linear in linears):
@@ -126,13 +126,10 @@ def _third(tokens: Tensor, facet: Facet, weight: Tensor, bias: Tensor | None) ->
     )
 
 
-def _fused_bias(module: Any, qkv: Any) -> Tensor | None:
-    """qkv's own, or EVA's and BEiT's, which keep those of queries and values beside it."""
+def _fused_bias(module: Any) -> Tensor:
+    """EVA's and BEiT's, which keep those of queries and values beside qkv."""
     import torch
 
-    if getattr(module, "q_bias", None) is None:
-        bias: Tensor | None = qkv.bias
-        return bias
     key = getattr(module, "k_bias", None)
     return torch.cat(
         (module.q_bias, torch.zeros_like(module.q_bias) if key is None else key, module.v_bias)

@@ -52,7 +52,7 @@ def make_network(name: ModelName, model: Any, swaps: bool) -> nn.Module:
     patch = int(model.feature_info[-1]["reduction"]) if can_resize(model) else 1
     take = _take_blocks if has_blocks(model) else _take_stages
 
-    def forward(pixels: Tensor, ask: Ask) -> Given:
+    def forward(model: Any, pixels: Tensor, ask: Ask) -> Given:
         # A native size may leave a remainder (384 of 14), which dynamic_img_size refuses.
         rows, columns = (side // patch for side in pixels.shape[-2:])
         if swaps:  # timm resamples, antialiased, what is not of `grid_size`

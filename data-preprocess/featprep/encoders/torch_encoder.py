@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from featprep.encoders import wants
+from featprep.encoders import packing, wants
 from featprep.encoders.base import EncoderSpec, LoadOptions, Want, check_pos_embed
 from featprep.encoders.fixed_kernels import fixed_kernels, is_missing
 from featprep.encoders.weights import Found
@@ -164,9 +164,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def place(module: nn.Module, spec: EncoderSpec, device: str) -> nn.Module:
-    """The module on its device, frozen. Raises UsageError if it does not fit."""
+    """The module on its device, frozen, on a CPU packed. Raises UsageError if it does not fit."""
     try:
-        return module.eval().requires_grad_(False).to(device)
+        placed = module.eval().requires_grad_(False).to(device)
+        if device == "cpu":
+            packing.pack(placed)
+        return placed
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

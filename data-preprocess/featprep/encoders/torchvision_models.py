@@ -100,7 +100,7 @@ def _build(name: ModelName, spec: EncoderSpec, tensors: Mapping[str, Tensor], pa
 def make_network(model: Any) -> nn.Module:
     """A network around torchvision's model: see as_network."""
     take = _take_blocks if hasattr(model, "encoder") else _take_stages
-    return as_network(model, lambda pixels, ask: take(model, pixels, ask))
+    return as_network(model, take)
 
 
 def _take_blocks(model: Any, pixels: Tensor, ask: Ask) -> Given:

@@ -1,0 +1,135 @@
+"""Packed layers: the numbers of plain ones, on models of every kind, and plain where they must be.
+
+The machine decides whether anything is packed at all: see packing.is_possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from featprep.encoders import load_encoder, packing
+from featprep.encoders.base import Encoder, Facet, LoadOptions, ModelName, Want
+from featprep.encoders.thread_copies import ThreadCopies
+from featprep.encoders.tiny import write_tiny
+from test_thread_copies import KINDS, questions, written
+from torch import nn
+
+needs_onednn = pytest.mark.skipif(
+    not packing.is_possible(), reason="oneDNN computes no bfloat16 on this CPU"
+)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def name(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelName:
+    return written(request.param, tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """plain(name): the encoder as it is where nothing can be packed."""
+
+    def load(name: ModelName, compute: Any = "bfloat16") -> Any:
+        with monkeypatch.context() as patched:
+            patched.setattr(packing, "is_possible", lambda: False)
+            return load_encoder(name, LoadOptions(compute=compute, threads=1))
+
+    return load
+
+
+def load(name: ModelName, compute: Any = "bfloat16") -> Any:
+    return load_encoder(name, LoadOptions(compute=compute, threads=1))
+
+
+def packed_layers(encoder: Any) -> list[nn.Module]:
+    return [module for module in modules_of(encoder) if hasattr(module, "packed")]
+
+
+def modules_of(encoder: Any) -> Iterator[nn.Module]:
+    for part in vars(encoder).values():
+        if isinstance(part, nn.Module):
+            yield from part.modules()
+
+
+def wants_of(encoder: Encoder) -> list[Want]:
+    spec = encoder.spec
+    facets: tuple[Facet, ...] = ("query", "value") if spec.has_facets else ()
+    more = [Want(feature="value")] if spec.has_value else []
+    return [Want(), *(Want(facet=facet) for facet in facets), *more]
+
+
+def cosine(ours: np.ndarray[Any, Any], exact: np.ndarray[Any, Any]) -> float:
+    left, right = ours.astype(np.float64).ravel(), exact.astype(np.float64).ravel()
+    return float(left @ right / (np.linalg.norm(left) * np.linalg.norm(right)))
+
+
+@needs_onednn
+def test_every_kind_of_feature_is_what_plain_layers_give(name: ModelName, plain: Any) -> None:
+    ours, wanted = load(name), plain(name)
+    assert ours.digest == wanted.digest
+    pixels, _ = questions(ours)[0]
+    for want in wants_of(ours):
+        found, expected = (one.encode(pixels, want).map for one in (ours, wanted))
+        assert cosine(found, expected) > 0.9999, want
+    asked = questions(ours)
+    copies = ThreadCopies(ours, 2)
+    with ThreadPoolExecutor(2) as threads:
+        maps = list(threads.map(lambda one: copies.encode(*one).map, asked))
+    for found, one in zip(maps, asked, strict=True):
+        assert np.array_equal(found, ours.encode(*one).map)
+
+
+@needs_onednn
+def test_the_layers_of_a_vit_are_packed_and_its_weights_are_there_once(tmp_path: Path) -> None:
+    encoder = load(written("hf:tiny", tmp_path))
+    layers = packed_layers(encoder)
+    assert len(layers) == encoder.spec.depth * 6  # q, k, v, out, fc1, fc2
+    assert all(isinstance(layer, nn.Linear) for layer in layers)
+    assert all(set(layer._parameters) == {"bias"} for layer in layers)
+
+
+@needs_onednn
+def test_attentions_that_read_the_weights_of_their_layers_keep_them(tmp_path: Path) -> None:
+    encoder = load(written("openclip:small/eva", tmp_path))
+    kept = [n for n, m in encoder.visual.named_modules() if type(m) is nn.Linear]
+    assert [n for n in kept if n.endswith("attn.qkv")] != []
+    assert packed_layers(encoder) != []
+
+
+@needs_onednn
+def test_whoever_reads_a_weight_has_it_and_a_plain_layer() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(48, 32), nn.GELU()).bfloat16().eval()
+    weight, tokens = model[0].weight.detach().clone(), torch.randn(2, 5, 48).bfloat16()
+    expected = model(tokens)
+    packing.pack(model)
+    assert hasattr(model[0], "packed")
+    assert torch.allclose(model(tokens), expected, rtol=0.01, atol=0.01)
+    assert model(tokens.to("meta")).shape == (2, 5, 32)
+    assert torch.equal(model[0].weight, weight)
+    assert type(model[0]) is nn.Linear
+    assert torch.equal(model(tokens), expected)
+
+
+def test_float32_stays_plain(tmp_path: Path) -> None:
+    assert packed_layers(load(written("hf:tiny", tmp_path), "float32")) == []
+
+
+def test_without_bfloat16_in_onednn_nothing_is_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packing.is_possible.cache_clear()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    try:
+        encoder = load(ModelName("hf", "test", str(write_tiny("hf", tmp_path))))
+    finally:
+        packing.is_possible.cache_clear()
+    assert packed_layers(encoder) == []
+    exact = load(ModelName("hf", "test", str(tmp_path)), "float32")
+    pixels, want = questions(encoder)[0]
+    assert cosine(encoder.encode(pixels, want).map, exact.encode(pixels, want).map) > 0.999
