@@ -21,7 +21,8 @@ from featprep.errors import ImageError, OutputError
 from featprep.records import AnyArray, Features, ImageRef, Result
 from featprep.stores import STORES
 from featprep.stores.base import is_temporary, sweep, write_whole
-from featprep.stores.npy_tree import NpyTreeStore, read_array
+from featprep.stores.npy_files import read_array
+from featprep.stores.npy_tree import NpyTreeStore
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 

@@ -228,7 +228,7 @@ def _is_hidden(pid: int) -> bool:
 
 
 def title_of(holder: Holder) -> str:
-    return f"pid {holder['pid']} on host {printable(str(holder['host']))}"
+    return f"pid {holder['pid']} on host {printable(str(holder['host'])[:255])}"
 
 
 def _refusal(output: str, tag: str, holder: Holder) -> str:

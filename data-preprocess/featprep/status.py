@@ -21,7 +21,7 @@ from featprep.records import ImageRef
 from featprep.runs import Run
 from featprep.sources import Selection, Source
 from featprep.standing import Standing
-from featprep.stores.npy_tree import FEATURE
+from featprep.stores.npy_files import FEATURE
 
 
 @dataclass(slots=True)
