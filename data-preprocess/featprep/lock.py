@@ -175,7 +175,9 @@ def _read(path: str) -> Holder | None:
     except (FileNotFoundError, ValueError, RecursionError):
         return None
     ours = isinstance(holder, dict) and {"host", "machine", "pid", "started", "run"} <= set(holder)
-    return holder if ours and isinstance(holder["pid"], int) and holder["pid"] > 0 else None
+    return (
+        holder if ours and isinstance(holder["pid"], int) and 0 < holder["pid"] < 1 << 32 else None
+    )
 
 
 def _place() -> Holder:

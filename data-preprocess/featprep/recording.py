@@ -106,6 +106,7 @@ class Recorder:
     def write(self, row: Row) -> None:
         image, features, notes = row
         key, feature = image.ref.key, features.map
+        self.ledger.check_there()
         if self.ledger.line(key) is not None:
             self.store.remove(key)
             self.ledger.forget(key)

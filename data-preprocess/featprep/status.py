@@ -72,7 +72,7 @@ def read_status(output: str) -> Status:
         status.failures = _grouped(failures)
         try:
             status.images = _images(run, results, failures)
-        except (UsageError, OSError) as error:
+        except (UsageError, OSError, ValueError) as error:  # ValueError: a name with a NUL
             status.trouble = str(error)
     return status
 

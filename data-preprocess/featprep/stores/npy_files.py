@@ -48,7 +48,7 @@ def read_array(path: str) -> AnyArray:
     except (OSError, MemoryError):
         raise
     except Exception as error:
-        raise ValueError(f"{path} is no whole .npy file: {error}") from error
+        raise ValueError(f"{path} is no whole .npy file: {_why(error)}") from error
 
 
 def npz(arrays: Mapping[str, AnyArray]) -> Parts:
@@ -70,7 +70,7 @@ def read_npz(path: str) -> dict[str, AnyArray]:
     except MemoryError:
         raise
     except Exception as error:  # a zip whose offsets are wrong raises OSError too
-        raise ValueError(f"{path} is no whole .npz file: {error}") from error
+        raise ValueError(f"{path} is no whole .npz file: {_why(error)}") from error
 
 
 def read_json(path: str) -> dict[str, Any]:
@@ -82,6 +82,12 @@ def read_json(path: str) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} holds no JSON object")
     return loaded
+
+
+def _why(error: Exception) -> str:
+    """Its first words: zipfile and mmap quote what they choke on, which may be the whole file."""
+    text = str(error) or type(error).__name__
+    return text if len(text) <= 120 else text[:119] + "…"
 
 
 def _members(data: bytes) -> Iterator[tuple[str, AnyArray]]:
