@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fuzzes everything that reads what others may have written: images, lists, settings, and the files
-# of a run. Prints one JSON object; the exit code is 1 if something was found. docs/safety.md says
+# of a run. Prints one JSON object; the exit code is 1 if something was found. docs/security.md says
 # what is held to be true of every input.
 #
 #   scripts/fuzz.sh                             100,000 inputs
