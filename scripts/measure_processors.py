@@ -21,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "data-preprocess"))
 
 import featprep
-from featprep.encoders.huggingface import quiet_transformers
+from featprep.encoders.hf_building import quiet_transformers
 from featprep.encoders.tiny import write_random
 from featprep.images import SUFFIXES
 

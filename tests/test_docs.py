@@ -196,12 +196,8 @@ def test_the_readme_is_for_a_newcomer() -> None:
 
 
 def test_every_command_there_is_stands_in_a_document() -> None:
-    documents = [
-        ROOT / "README.md",
-        ROOT / "CONTRIBUTING.md",
-        *sorted((ROOT / "docs").glob("*.md")),
-    ]
-    text = "".join(path.read_text() for path in documents)
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    text = "".join(page.read_text() for page in pages)
     assert [name for name in COMMANDS if f"featprep {name}" not in text] == []
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from featprep.encoders import hf_known
-from featprep.encoders.huggingface import quiet_transformers
+from featprep.encoders.hf_building import quiet_transformers
 from featprep.encoders.tiny import write_folder, write_tiny
 from featprep.errors import UsageError
 from PIL import Image

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import text_checkpoints
 from featprep import encoders
 from featprep.cli import main
 from featprep.encoders import copies, openclip_cards
 from featprep.encoders.base import LoadOptions, ModelName
 from featprep.encoders.openai_clip import import_clip
-from featprep.encoders.tiny import write_tiny
+from featprep.encoders.tiny import write_openclip, write_tiny
 from hub_server import COMMIT, hub_of, in_process
 
 RUN = "from featprep.cli import main; raise SystemExit(main({words!r}))"
@@ -107,6 +108,51 @@ def test_a_copy_loads_where_there_is_no_network_and_no_cache(
     again = fetch("hf:org/model", "--to", str(to), HF_HUB_OFFLINE="1", HF_HUB_CACHE="/nowhere")
     assert (again[0], again[1][1:], again[2]) == (0, lines[1:], [])
     assert again[1][0].endswith("in 3 files, already there")
+
+
+def test_a_model_of_images_and_texts_comes_with_its_tokenizer(tmp_path: Path) -> None:
+    folder, to = text_checkpoints.write("siglip", tmp_path / "hf"), tmp_path / "to"
+    cache = str(tmp_path / "cache")
+    with hub_of(folder) as (address, _):
+        code, lines, errors = fetch(
+            "hf:org/model", "--to", str(to), HF_ENDPOINT=address, HF_HUB_CACHE=cache
+        )
+    assert (code, errors) == (0, [])
+    assert sorted(path.name for path in (to / "hf--org--model").iterdir()) == [
+        *WHOLE,
+        *("spiece.model", "tokenizer_config.json"),
+    ]
+    tower = encoders.load_text(typed(lines[2]), LoadOptions())
+    assert tower.encode_text(["a cat"]).shape == (1, 32)
+
+
+def test_open_clips_model_comes_with_a_tokenizer_of_the_hub(tmp_path: Path) -> None:
+    """It loads from the cache and from a copy, where there is no network."""
+    text = {"context_length": 16, "vocab_size": 400, "width": 32, "heads": 2, "layers": 1}
+    vision = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1}
+    config = {
+        "embed_dim": 24,
+        "vision_cfg": vision,
+        "text_cfg": text | {"hf_tokenizer_name": "org/words"},
+    }
+    folder = write_openclip(openclip_cards.Card(config, {}, None), tmp_path / "hf", has_text=True)
+    for file in text_checkpoints.write("blip", tmp_path / "blip").glob("token*"):
+        shutil.copy(file, folder)
+    cache, to = {"HF_HUB_CACHE": str(tmp_path / "cache")}, str(tmp_path / "to")
+    asked = "openclip:hf-hub:org/model"
+    with hub_of(folder) as (address, _):
+        code, lines, errors = fetch(asked, "--to", to, HF_ENDPOINT=address, **cache)
+    assert (code, errors) == (0, [])
+    program = (
+        "from featprep import encoders\n"
+        "from featprep.encoders.base import LoadOptions\n"
+        f"for name in ({asked!r}, {str(typed(lines[2]).typed)!r}):\n"
+        "    tower = encoders.load_text(encoders.resolve(name, 'any'), LoadOptions())\n"
+        "    print(tower.encode_text(['a cat']).round(4).tolist())\n"
+    )
+    done = in_process(program, HF_HUB_OFFLINE="1", **cache)
+    first, second = done.stdout.splitlines()
+    assert (first, done.stderr) == (second, "")
 
 
 def test_a_dino_named_plainly_is_told_the_size_that_the_plain_name_has(

@@ -18,8 +18,8 @@ from featprep.certify import Case
 from featprep.config import EncodeConfig
 from featprep.encoders import describe, hf_known, load_encoder, resolve
 from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName, Want
+from featprep.encoders.hf_building import quiet_transformers
 from featprep.encoders.hf_config import DINO, spec_of
-from featprep.encoders.huggingface import quiet_transformers
 from featprep.encoders.tiny import TINY, write_checkpoint, write_folder
 from featprep.errors import UsageError, WeightsError
 from featprep.references.conversions import to_transformers

@@ -33,7 +33,7 @@ LAYERS = {
     "pipeline": [
         "decoding", "batching", "runner", "recording", "standing", "resolve", "session", "tasks.*",
         "certify", "certify_cases", "overhead", "published", "bench", "show", "runs",
-        "verify", "verify_result", "aside", "status", "api",
+        "verify", "verify_result", "aside", "status", "replay", "api",
     ],
     "commands": ["commands.*"],
     "faces": ["cli", "__main__", ""],

@@ -88,7 +88,8 @@ def test_a_task_or_setting_that_there_is_not_is_refused() -> None:
         featprep.pipeline("feature-extraction")
     assert str(caught.value) == (
         "featprep.pipeline has no task 'feature-extraction'. Did you mean "
-        "image-feature-extraction? There is: image-feature-extraction"
+        "image-feature-extraction? There is: image-feature-extraction, "
+        "zero-shot-image-classification"
     )
     with pytest.raises(UsageError) as caught:
         featprep.pipeline(TASK, "hf:tiny", devise="cpu")

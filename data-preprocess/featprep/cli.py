@@ -18,6 +18,8 @@ COMMANDS = {
     "show": ("featprep.commands.show", "one result as a picture: image | mask | components"),
     "verify": ("featprep.commands.verify", "are the results what was recorded of them?"),
     "status": ("featprep.commands.status", "how far an output is, and in which settings"),
+    "classify": ("featprep.commands.classify", "which of some labels each image shows"),
+    "heatmap": ("featprep.commands.heatmap", "where texts are in stored maps"),
     "models": ("featprep.commands.models", "the encoders there are"),
     "fetch": ("featprep.commands.fetch", "weights, for machines that will have no network"),
     "certify": ("featprep.commands.certify", "our maps against upstream's own modules"),

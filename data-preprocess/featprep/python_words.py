@@ -23,7 +23,9 @@ _FLAG = rf"--({'|'.join(FIELDS)})\b"  # of encode: a shell command in a message 
 _VALUE = re.compile(
     _FLAG + r" (-?\d[\d.,-]*(?<=\d)|[a-z]+:[^\s;,]*[^\s;,.]|'?#\w{6}'?|\w+)(?=[\s.;:,)]|$)"
 )
-_ASKED = re.compile(r"^--(\w+) (.+?): (?=allowed|no such|of which|a path|an ONNX|this command)")
+_ASKED = re.compile(
+    r"^--(\w+) (.+?): (?=allowed|no such|no text tower|of which|a path|an ONNX|this command)"
+)
 
 
 def warn_caller(message: str) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 UInt8 = NDArray[np.uint8]
+Float32 = NDArray[np.float32]
 AnyArray = NDArray[Any]
 
 

@@ -79,7 +79,7 @@ class Run(Mapping[str, StoredResult]):
             raise InputError(f"{self.path}: {missing}")
         self.fingerprint: dict[str, Any] = run["fingerprint"]
         self.input: str = run.get("input", "")
-        self.about: dict[str, Any] = run.get("about", {})
+        self.about: dict[str, Any] = run.get("about") or {}  # for people: device, versions …
         self.layers = layers_of(self.fingerprint)
         self.store = NpyTreeStore(
             self.path, layers=self.layers[1:], vectors=has_vectors(self.fingerprint)

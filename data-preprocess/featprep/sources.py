@@ -31,7 +31,8 @@ class Selection:
     """Which images, and what they would write.
 
     `outputs`: key → file names below the output. `folds`: the output's file system folds case.
-    `excluded`: real paths of folders to pass over (the mask folder).
+    `excluded`: real paths of folders to pass over (the mask folder). `flag`: what the user named
+    the input with.
     """
 
     suffixes: frozenset[str]
@@ -41,6 +42,7 @@ class Selection:
     limit: int | None = None
     folds: bool = False
     excluded: frozenset[str] = frozenset()
+    flag: str = "--input"
 
 
 @dataclass(slots=True)
@@ -100,7 +102,7 @@ class Source:
         if clashes:
             raise CollisionError(_collision_text(clashes, clashing, self.selection.names))
         if not found.total:
-            raise InputError(_no_image_text(self.path, found.ignored, self.selection.suffixes))
+            raise InputError(_no_image_text(self.path, found.ignored, self.selection))
         return found
 
     def folders(self) -> Iterator[list[Entry]]:
@@ -129,13 +131,15 @@ def _open_input(path: str, selection: Selection) -> tuple[str, Callable[[], Iter
     if os.path.isdir(path):
         return real, lambda: _walk(real, selection)
     if not os.path.exists(path):
-        raise InputError(f"--input {printable(path)}: no such file or folder; check the path")
+        raise InputError(
+            f"{selection.flag} {printable(path)}: no such file or folder; check the path"
+        )
     folder, name = os.path.split(os.path.abspath(path))
     suffix = os.path.splitext(name)[1].lower()
     if not os.path.isfile(path) or suffix not in {".txt", *selection.suffixes}:
         allowed = " ".join(sorted(selection.suffixes))
         raise InputError(
-            f"--input {printable(path)}: not an image of a listed format ({allowed}), "
+            f"{selection.flag} {printable(path)}: not an image of a listed format ({allowed}), "
             "a folder or a .txt list"
         )
     if suffix == ".txt":
@@ -223,7 +227,7 @@ def _read_list(path: str, selection: Selection) -> Folder:
     other is named by its absolute path, so that adding lines never renames a result."""
     base = os.path.dirname(os.path.abspath(path))
     folder, seen = Folder(""), set()
-    for line in _lines_of(path):
+    for line in _lines_of(path, selection.flag):
         full = line if "\0" in line else os.path.normpath(os.path.join(base, line))
         if full in seen or not line.strip():
             continue
@@ -243,18 +247,18 @@ def _read_list(path: str, selection: Selection) -> Folder:
     return folder
 
 
-def _lines_of(path: str) -> Iterator[str]:
+def _lines_of(path: str, flag: str) -> Iterator[str]:
     """Lines as they stand, blanks in names included; bytes that are not UTF-8 as surrogates."""
     try:
         with Path(path).open("rb") as file:
             if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                raise InputError(f"--input {printable(path)}: a list in UTF-16; save it as UTF-8")
+                raise InputError(f"{flag} {printable(path)}: a list in UTF-16; save it as UTF-8")
             file.seek(0)
             for number, line in enumerate(file):
                 text = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
                 yield os.fsdecode(text.rstrip(b"\r\n"))
     except OSError as error:
-        raise InputError(f"--input {printable(path)}: {error.strerror or error}") from error
+        raise InputError(f"{flag} {printable(path)}: {error.strerror or error}") from error
 
 
 def _above(source: str) -> Iterator[str]:
@@ -303,11 +307,12 @@ def _collision_text(clashes: list[tuple[str, str, str]], count: int, names: str)
     return f"{what} would write the same file: {pairs}{more}. Nothing was done: {way_out}"
 
 
-def _no_image_text(path: str, ignored: Counter[str], suffixes: frozenset[str]) -> str:
+def _no_image_text(path: str, ignored: Counter[str], selection: Selection) -> str:
     seen = ", ".join(f"{n:,} {printable(suffix[:24])}" for suffix, n in ignored.most_common(8))
-    allowed = " ".join(sorted(suffixes))
+    allowed = " ".join(sorted(selection.suffixes))
     return (
-        f"--input {printable(path)}: no image in it (seen: {seen or 'no file'}); read are {allowed}"
+        f"{selection.flag} {printable(path)}: no image in it (seen: {seen or 'no file'}); read are "
+        f"{allowed}"
     )
 
 

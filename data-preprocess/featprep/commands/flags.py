@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -41,7 +41,8 @@ class Parser(argparse.ArgumentParser):
         """argparse takes the last and says nothing. A switch may come again: --no_… undoes it."""
         for action in self._actions:
             flag = action.option_strings[-1] if action.option_strings else ""
-            values = _values_of(flag, words) if action.nargs != 0 else []
+            is_repeatable = action.nargs == 0 or isinstance(action, argparse._AppendAction)
+            values = [] if is_repeatable else _values_of(flag, words)
             if len(values) < 2:
                 continue
             item = FIELDS.get(flag.removeprefix("--"))
@@ -96,10 +97,11 @@ def as_argument() -> Iterator[None]:
         raise type(error)(text) from error
 
 
-def encode_parser(prog: str, description: str) -> Parser:
-    """One flag a setting, each switch with its `--no_…`; values are text till config reads them."""
-    parser = Parser(prog, description)
-    for name, item in FIELDS.items():
+def add_settings(parser: Parser, names: Iterable[str], **shown: str) -> None:
+    """Flags of these settings; their values are text till config reads them. `shown`: defaults
+    that differ from those of encode."""
+    for name in names:
+        item = FIELDS[name]
         kind, text = item.metadata["kind"], item.metadata["help"].replace("%", "%%")
         if name in SWITCHES:
             parser.add_argument(f"--{name}", action="store_true", default=None, help=text)
@@ -111,9 +113,16 @@ def encode_parser(prog: str, description: str) -> Parser:
                 help=argparse.SUPPRESS,
             )
             continue
-        shown = item.metadata["shown"] or ("none" if item.default is None else item.default)
-        plain = f"{text}: {kind.allowed} (default: {shown})".replace("`", "")
+        default = "none" if item.default is None else item.default
+        told = shown.get(name) or item.metadata["shown"] or default
+        plain = f"{text}: {kind.allowed} (default: {told})".replace("`", "")
         parser.add_argument(f"--{name}", metavar=name.upper(), help=plain)
+
+
+def encode_parser(prog: str, description: str) -> Parser:
+    """One flag a setting, each switch with its `--no_…`; values are text till config reads them."""
+    parser = Parser(prog, description)
+    add_settings(parser, FIELDS)
     parser.add_argument("--config", metavar="FILE", help="YAML with any of these keys; flags win")
     return parser
 
@@ -121,9 +130,13 @@ def encode_parser(prog: str, description: str) -> Parser:
 def read_config(parser: Parser, argv: Sequence[str], **defaults: Any) -> EncodeConfig:
     flags = vars(parser.read(argv))
     config_file = flags.pop("config")
+    return make_config(parsed_settings(flags), config_file, **defaults)
+
+
+def parsed_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that were given, as values. Raises UsageError."""
     given = {name: value for name, value in flags.items() if value is not None}
-    parsed = {
+    return {
         name: value if name in SWITCHES else parse_value(name, value)
         for name, value in given.items()
     }
-    return make_config(parsed, config_file, **defaults)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from featprep.commands.flags import Parser
 from featprep.errors import InputError
 from featprep.naming import printable
-
-if TYPE_CHECKING:
-    from featprep.records import UInt8
-    from featprep.runs import Run
 
 
 def make_parser() -> Parser:
@@ -54,6 +48,8 @@ def _check_out(out: str | None) -> None:
 
 def draw(output: str, key: str, out: str) -> tuple[int, int]:
     """Write the picture; returns (width, height). Raises InputError for an unknown key."""
+    from featprep.records import Failure
+    from featprep.replay import network_pixels
     from featprep.runs import Run
     from featprep.show import panels
     from featprep.stores.base import write_whole
@@ -71,38 +67,12 @@ def draw(output: str, key: str, out: str) -> tuple[int, int]:
             f"{printable(output)}: the result of {printable(key)} is damaged: remove "
             f"{printable(key)}.npy there, and the command that made it makes it again"
         ) from error
-    sheet = panels(_pixels(run, key), mask, feature)
+    seen = network_pixels(run, key)
+    if isinstance(seen, Failure):
+        gone = f"{printable(seen.source)}: {seen.reason}"
+        print(f"show: without the image, {gone}", file=sys.stderr)
+    sheet = panels(None if isinstance(seen, Failure) else seen, mask, feature)
     picture = io.BytesIO()
     sheet.save(picture, "PNG")
     write_whole(os.path.abspath(out), [picture.getvalue()])
     return sheet.size
-
-
-def _pixels(run: Run, key: str) -> UInt8 | None:
-    """What the network saw, made again from the source; None, and said, where that is gone."""
-    from featprep.decoding import DecodeRules, prepare
-    from featprep.geometry import Geometry
-    from featprep.records import Failure, ImageRef
-
-    line = run.record(key)
-    there = run.fingerprint  # runs of older versions have fewer fields
-    names = [item.name for item in dataclasses.fields(Geometry) if item.name in there]
-    geometry = Geometry.from_dict({name: there[name] for name in names})
-    source = line["source"] if line else key
-    path = _source_path(run.input, source)
-    outcome = prepare(ImageRef(key, source, path, 0, 0), DecodeRules(geometry))
-    if isinstance(outcome, Failure):
-        print(f"show: without the image, {printable(path)}: {outcome.reason}", file=sys.stderr)
-        return None
-    return outcome.pixels
-
-
-def _source_path(root: str, source: str) -> str:
-    """Where a source stands: below an input folder, beside a list or by its absolute path, or it
-    is the one image of the input."""
-    if os.path.isdir(root):
-        return os.path.join(root, source)
-    if not root.lower().endswith(".txt"):
-        return root
-    beside = os.path.join(os.path.dirname(root), source)
-    return beside if os.path.exists(beside) else "/" + source

@@ -14,11 +14,15 @@ from typing import Any
 from featprep.encoders import (
     hf_config,
     hf_known,
+    hf_text,
     huggingface,
     name_hints,
     openai_clip,
     openai_clip_cards,
+    openai_clip_text,
     openclip,
+    openclip_text,
+    text_tower,
     timm_catalogue,
     timm_models,
     tiny,
@@ -26,17 +30,25 @@ from featprep.encoders import (
     torchvision_models,
 )
 from featprep.encoders.aliases import ALIASES
-from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName, Terms
+from featprep.encoders.base import (
+    Encoder,
+    EncoderSpec,
+    LoadOptions,
+    ModelName,
+    Terms,
+    TextEncoder,
+)
 from featprep.encoders.weights import Found
 from featprep.errors import UsageError, WeightsError
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """`known`: published names. `find`: the files, downloaded where they must be. `local`: what a
-    path leads to. `open_ids`: the hub has more, named ORG/NAME after `hub_prefix`. `package`: what
-    to install where no name is known. `is_more`: whether an ID may be a name that only its library
-    knows; `more`: what that is, in words."""
+    """`known`: published names. `find`: the files, downloaded where they must be; `find_text`: with
+    those that texts need, where they are more. `local`: what a path leads to. `open_ids`: the hub
+    has more, named ORG/NAME after `hub_prefix`. `package`: what to install where no name is known.
+    `is_more`: whether an ID may be a name that only its library knows; `more`: what that is, in
+    words."""
 
     known: Mapping[str, EncoderSpec | None]
     describe: Callable[[ModelName], EncoderSpec | None]
@@ -49,6 +61,8 @@ class Family:
     is_more: Callable[[str], bool] = lambda id: False
     more: str = ""
     terms: Callable[[str], Terms] = lambda id: Terms()
+    load_text: Callable[[ModelName, LoadOptions], TextEncoder] | None = None
+    find_text: Callable[[ModelName], Found] | None = None
 
 
 FAMILIES = {
@@ -58,6 +72,7 @@ FAMILIES = {
         openai_clip.load,
         openai_clip.find,
         "a .pt file",
+        load_text=openai_clip_text.load,
     ),
     "hf": Family(
         hf_known.KNOWN,
@@ -67,6 +82,8 @@ FAMILIES = {
         "a folder with config.json",
         open_ids=True,
         terms=hf_known.terms,
+        load_text=hf_text.load,
+        find_text=hf_text.find,
     ),
     "openclip": Family(
         openclip.KNOWN,
@@ -77,6 +94,8 @@ FAMILIES = {
         open_ids=True,
         hub_prefix="hf-hub:",
         package="open_clip_torch",
+        load_text=openclip_text.load,
+        find_text=openclip_text.find,
     ),
     "timm": Family(
         timm_catalogue.KNOWN,
@@ -196,10 +215,27 @@ def load_encoder(name: ModelName, options: LoadOptions) -> Encoder:
         return FAMILIES[name.family].load(name, options)
 
 
-def find_weights(name: ModelName) -> Found:
-    """Its files, as `load_encoder` finds or downloads them, unread. Raises WeightsError."""
+def load_text(name: ModelName, options: LoadOptions) -> TextEncoder:
+    """Load the text tower of this name, and nothing of the image tower. Raises WeightsError, and
+    UsageError where there is none."""
+    row = FAMILIES[name.family]
+    spec = describe(name)
+    if row.load_text is None or (spec is not None and not spec.text):
+        raise text_tower.refusal(name)
+    if name.id == "tiny" and name.path is None:
+        return tiny.load_tiny_text(name, options, row.load_text)
     with _misspelt(name):
-        return FAMILIES[name.family].find(name)
+        return row.load_text(name, options)
+
+
+def find_weights(name: ModelName) -> Found:
+    """Its files, as `load_encoder` and `load_text` find or download them, unread. Raises
+    WeightsError."""
+    row = FAMILIES[name.family]
+    with _misspelt(name):
+        found = row.find(name)
+    spec = describe(name) if row.find_text else None  # of a hub id its files tell, there by now
+    return row.find_text(name) if row.find_text and spec and spec.text else found
 
 
 @contextmanager

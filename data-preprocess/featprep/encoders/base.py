@@ -5,12 +5,12 @@ Knows no file and no image format.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from featprep.errors import UsageError
-from featprep.records import FeatureMaps, UInt8
+from featprep.records import FeatureMaps, Float32, UInt8
 
 Feature = Literal["patch", "projected", "value"]
 Facet = Literal["token", "query", "key", "value"]
@@ -133,7 +133,7 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How to build an encoder."""
+    """How to build an encoder, or its text tower, which computes in float32 whatever is asked."""
 
     device: str = "cpu"  # as torch spells it
     compute: ComputeDtype = "float32"
@@ -143,6 +143,34 @@ class LoadOptions:
     quick_gelu: bool | None = None  # None: as the checkpoint's tag says
     threads: int | None = None  # of the CPU; a number fixes them and the kernels (--deterministic)
     pooled_if_any: bool = False  # load what the pooled vector needs, where the model has one
+
+
+class TextEncoder(Protocol):
+    """The text tower that belongs to an encoder, loaded by itself: `encoders.load_text`.
+
+    Its vectors lie where the encoder's pooled and projected ones do. A score of an image and a text
+    is scale · cosine + bias: over a set of texts a softmax of it, or, where there is a `bias`
+    (SigLIP), a sigmoid of each. `context`: tokens a text may have, special ones included. `digest`:
+    as an encoder's, over the tensors of the text tower; `origin`, `weights_files`: as an encoder's.
+    """
+
+    name: str  # FAMILY:ID
+    dim: int
+    context: int
+    scale: float
+    bias: float | None
+    digest: str
+    origin: str
+    weights_files: Mapping[str, str]
+
+    def encode_text(self, texts: Sequence[str]) -> Float32:
+        """(N, D), not normalised, as the library's own encode_text or get_text_features has it.
+        What is longer than `context` is truncated, as the library's tokenizer does it."""
+        ...
+
+    def too_long(self, texts: Sequence[str]) -> list[str]:
+        """Those that encode_text truncates."""
+        ...
 
 
 class Encoder(Protocol):

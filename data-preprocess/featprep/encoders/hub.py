@@ -63,6 +63,80 @@ def fetch(name: ModelName, repo: str, choices: Choices) -> tuple[list[Path], str
         raise WeightsError(f"{name}: {_reason(error, repo)}; or {way_out}") from error
 
 
+# --- tokenizers
+
+# In the order in which they are fetched. One of the first is needed; the last, which every
+# repository has, stands for all: in a cache that has it, what else is lacking there is lacking.
+_VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+_TOKENIZER = (
+    *_VOCABULARIES,
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer_config.json",
+)
+
+
+def local_tokenizer(name: ModelName, folder: Path) -> list[Path]:
+    """The files of the tokenizer in a local folder. Raises WeightsError if there is none."""
+    files = [folder / file for file in _TOKENIZER if (folder / file).is_file()]
+    # Without one, transformers makes a tokenizer that knows no word.
+    if not any(file.name in _VOCABULARIES for file in files):
+        raise WeightsError(
+            f"{name}: {folder} holds no tokenizer, which texts need; put {_TOKENIZER[-1]} and "
+            f"{_VOCABULARIES[0]} of the checkpoint there"
+        )
+    return files
+
+
+def tokenizer(name: ModelName, repo: str, *, has_config: bool = False) -> list[Path]:
+    """All files of its tokenizer that a repository has: from the cache, else from the hub.
+    `has_config`: and config.json, by whose model type older ones are told. Raises WeightsError."""
+    wanted = (CONFIG, *_TOKENIZER) if has_config else _TOKENIZER
+    there = [path for file in wanted if (path := cached(repo, file))]
+    names = {path.name for path in there}
+    if _TOKENIZER[-1] in names and names & set(_VOCABULARIES):
+        return there
+    from huggingface_hub import constants
+
+    if downloads.is_offline():
+        raise WeightsError(
+            f"{name}: {constants.HF_HUB_CACHE} lacks the tokenizer of {repo}, which texts need, "
+            f"and HF_HUB_OFFLINE closes downloads; unset it, and featprep fetch {name} brings it"
+        )
+    try:
+        with downloads.quiet():
+            return _download_tokenizer(repo, wanted)
+    except Exception as error:  # the hub's, its HTTP library's and the disk's
+        raise WeightsError(f"{name}: {_reason(error, repo)}") from error
+
+
+def _download_tokenizer(repo: str, wanted: Sequence[str]) -> list[Path]:
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    standing = cached(repo, CONFIG)  # of the same state of the repository as its weights
+    revision = standing.parent.name if standing else None
+    files: list[Path] = []
+    for file in wanted:
+        try:
+            files.append(_get(repo, file, revision))
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            continue
+        revision = revision or files[-1].parent.name
+    if not any(file.name in _VOCABULARIES for file in files):
+        raise _LackingError(f"{repo} holds no tokenizer, such as {_VOCABULARIES[0]}")
+    return files
+
+
 # --- its cache
 
 

@@ -7,13 +7,12 @@ code.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from featprep.encoders import digests, hf_config, hub, wants, weights
+from featprep.encoders import digests, hf_building, hf_config, hub, wants, weights
 from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName
 from featprep.encoders.block_encoder import BlockEncoder
 from featprep.encoders.hf_config import MODEL_TYPES, ModelType, read_spec
@@ -21,7 +20,6 @@ from featprep.encoders.hf_known import KNOWN
 from featprep.encoders.taps import has_attention
 from featprep.encoders.torch_encoder import place
 from featprep.encoders.weights import Found
-from featprep.errors import WeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -64,7 +62,10 @@ def load(name: ModelName, options: LoadOptions) -> HuggingFaceEncoder:
     pooled = options.want.pooled or (options.pooled_if_any and spec.pooled)
     tensors, projection = _published_tensors(name, folder, config, pooled)
     model = _build(name, folder, config, tensors, pooled)
-    linear = _project(name, folder, spec, projection) if spec.projected_dim else None
+    linear = None
+    if spec.projected_dim:
+        sides = (spec.hidden_dim, spec.projected_dim)
+        linear = hf_building.linear(name, folder, sides, projection)
     settings = {key: getattr(model.config, key, None) for key in _ARCHITECTURE}
     statistics = {"mean": spec.mean, "std": spec.std}
     digest = digests.digest({**tensors, **projection}, {**settings, **statistics}, found.weights)
@@ -105,70 +106,18 @@ def _build(
     tensors: Mapping[str, Tensor],
     pooled: bool,
 ) -> Any:
-    """transformers' model in float32, every tensor that counts from the checkpoint."""
-    import torch
+    """The vision tower, every tensor that counts from the checkpoint."""
     import transformers
 
     kind = MODEL_TYPES[config["model_type"]]
     model_class = getattr(transformers, kind.class_name)
-    try:
-        with quiet_transformers():
-            model, report = model_class.from_pretrained(
-                None,
-                config=model_class.config_class.from_dict(
-                    {**hf_config.tower_of(config), **({} if pooled else kind.headless)}
-                ),
-                state_dict=dict(tensors),
-                dtype=torch.float32,
-                # not config.json's: that can name code on the hub
-                attn_implementation="sdpa" if model_class._supports_sdpa else "eager",
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except Exception as error:  # from_pretrained's errors have no common class
-        raise WeightsError(
-            f"{name}: transformers refuses {folder}: {weights.one_line(error)}; get a whole copy"
-        ) from error
-    _check_whole(name, folder, report, kind.unused + (() if pooled else kind.pooler))
-    return model
+    headless = {} if pooled else kind.headless
 
+    def make_config() -> Any:
+        return model_class.config_class.from_dict({**hf_config.tower_of(config), **headless})
 
-def _check_whole(
-    name: ModelName, folder: Path, report: Mapping[str, Any], unused: tuple[str, ...]
-) -> None:
-    """transformers draws lacking tensors at random, and passes over what its config leaves out."""
-    lacking = sorted(key for key in report["missing_keys"] if not key.startswith(unused))
-    if lacking:
-        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-        raise WeightsError(
-            f"{name}: {folder} lacks {', '.join(lacking[:3])}{more}, on which the map depends; get "
-            "a whole copy of the checkpoint"
-        )
-    strange = sorted(report["unexpected_keys"])
-    if strange:
-        raise WeightsError(
-            f"{name}: {folder} holds {strange[0]}, of which its {weights.CONFIG} says nothing; put "
-            "the config.json of that checkpoint there"
-        )
-
-
-def _project(
-    name: ModelName, folder: Path, spec: EncoderSpec, tensors: Mapping[str, Tensor]
-) -> nn.Module:
-    """The checkpoint's own linear layer from a cell to texts, in float32. Strict."""
-    import torch
-
-    parts = {key.rpartition(".")[2]: item.float() for key, item in tensors.items()}
-    with torch.device("meta"):
-        linear = torch.nn.Linear(spec.hidden_dim, spec.projected_dim or 0, bias="bias" in parts)
-    try:
-        linear.load_state_dict(parts, assign=True)
-    except RuntimeError as error:  # lacking, unexpected and misshapen tensors
-        raise WeightsError(
-            f"{name}: the projection in {folder} does not fit its {weights.CONFIG}: "
-            f"{weights.one_line(error)}; get a whole copy"
-        ) from error
-    return linear
+    unused = kind.unused + (() if pooled else kind.pooler)
+    return hf_building.build(name, folder, model_class, make_config, tensors, unused)
 
 
 class HuggingFaceEncoder(BlockEncoder):
@@ -302,21 +251,3 @@ def use_hub_positions(embeddings: Any, spec: EncoderSpec, kind: ModelType) -> No
         return torch.cat((positions[:, :1], resampled.flatten(2).mT.to(positions.dtype)), dim=1)
 
     embeddings.interpolate_pos_encoding = interpolate_pos_encoding
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """transformers neither logs nor draws bars: what it warns of is our error, or nothing."""
-    from transformers.utils import logging as transformers_logging
-
-    logging: Any = transformers_logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -34,17 +34,24 @@ def describe(name: ModelName) -> EncoderSpec | None:
 
 def load(name: ModelName, options: LoadOptions) -> TorchEncoder:
     found = find(name)
-    path, urls = found.path, import_clip()._MODELS
-    published = {url.split("/")[-2] for url in urls.values()}
-    tensors = weights.read_tensors(path, name, published, options.trust_weights)
-    spec = spec_of(tensors, name, path)
+    spec, tensors = read(name, found, options)
     wants.check(spec, options.want)
-    visual = _build(tensors, name, path)
+    visual = _build(tensors, name, found.path)
     kind = "openai-clip-resnet" if spec.stages else "openai-clip-vit"
     settings = {"architecture": kind, "mean": MEAN, "std": STD}
     digest = digests.digest(visual.state_dict(), settings, found.weights)
     encoder = OpenAIResNetEncoder if spec.stages else OpenAIClipEncoder
     return encoder(spec, visual, options, digest, found)
+
+
+def read(
+    name: ModelName, found: Found, options: LoadOptions
+) -> tuple[EncoderSpec, dict[str, Tensor]]:
+    """What a file holds: the spec, and the tensors of both towers."""
+    published = {url.split("/")[-2] for url in import_clip()._MODELS.values()}
+    tensors = weights.read_tensors(found.path, name, published, options.trust_weights)
+    kept = {key: item for key, item in tensors.items() if key not in _ARCHIVE_EXTRAS}
+    return spec_of(tensors, name, found.path), kept
 
 
 def find(name: ModelName) -> Found:
@@ -82,20 +89,26 @@ def _build(tensors: Mapping[str, Tensor], name: ModelName, path: Path) -> Any:
 
     model_room = importlib.import_module("clip.model")
     weights.of_tower(name, path, ((k, t) for k, t in tensors.items() if k.startswith("visual.")))
-    kept = {key: item for key, item in tensors.items() if key not in _ARCHIVE_EXTRAS}
     try:
         with torch.device("meta"):
-            model = model_room.build_model({key: item.to("meta") for key, item in kept.items()})
+            model = model_room.build_model({key: item.to("meta") for key, item in tensors.items()})
         model.float().load_state_dict(
-            {key: item.float() for key, item in kept.items()}, strict=True, assign=True
+            {key: item.float() for key, item in tensors.items()}, strict=True, assign=True
         )
-    # load_state_dict's: lacking, unexpected and misshapen tensors; build_model's: no square of
-    # positions, no such stage
-    except (RuntimeError, AssertionError, KeyError) as error:
-        raise WeightsError(
-            f"{name}: {path} does not fit clip, get a whole copy: {weights.one_line(error)}"
-        ) from error
+    except BUILD_ERRORS as error:
+        raise unfit(name, path, error) from error
     return model.visual
+
+
+# load_state_dict's: lacking, unexpected and misshapen tensors; build_model's: no square of
+# positions, no such stage
+BUILD_ERRORS = (RuntimeError, AssertionError, KeyError)
+
+
+def unfit(name: ModelName, path: Path, error: BaseException) -> WeightsError:
+    return WeightsError(
+        f"{name}: {path} does not fit clip, get a whole copy: {weights.one_line(error)}"
+    )
 
 
 class OpenAIClipEncoder(BlockEncoder):

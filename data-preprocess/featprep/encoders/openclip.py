@@ -1,7 +1,7 @@
 """open_clip's visual towers, built by open_clip itself from its own configurations.
 
 ARCH/TAG, ARCH with a local file, hf-hub:ORG/NAME, or a folder in the hub's format. The text tower
-is never built.
+is openclip_text's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import copy
 import importlib
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,8 @@ __all__ = ["KNOWN", "OpenClipEncoder", "build", "describe", "import_open_clip", 
 
 # open_clip's CLIP wants a text tower: the smallest there is stands in, and is let go.
 NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
+APPLE = "image_encoder."  # how MobileCLIP's tensors begin as Apple publishes it
+BUILD_ERRORS = (TypeError, ValueError, RuntimeError, AssertionError, KeyError)
 # Of vision_cfg, what only training or the pooled vector knows.
 _IN_TRAINING = ("timm_model_pretrained", "timm_drop", "timm_drop_path", "patch_dropout")
 
@@ -47,23 +49,40 @@ _IN_TRAINING = ("timm_model_pretrained", "timm_drop", "timm_drop_path", "patch_d
 def describe(name: ModelName) -> EncoderSpec | None:
     """The spec without torch or open_clip; None where only the hub or the module could tell."""
     folder = Path(name.path) if name.path is not None else None
-    if folder is None and _is_folder(name):
+    if folder is None and is_folder(name):
         config = hub.cached(name.id.removeprefix(HUB), CONFIG)
         if config is None:
             return None
         folder = config.parent
-    card = card_of(name, folder if _is_folder(name) else None)
+    card = card_of(name, folder if is_folder(name) else None)
     shape = shape_of(card)
     return make_spec(name, card, shape) if shape else None
 
 
 def load(name: ModelName, options: LoadOptions) -> OpenClipEncoder:
     open_clip = import_open_clip()
-    if not _is_folder(name):  # refused before anything is downloaded
+    if not is_folder(name):  # refused before anything is downloaded
         _activation(name, card_of(name), options.quick_gelu)
     found = find(name)
-    card = card_of(name, found.path if _is_folder(name) else None)
+    card = card_of(name, found.path if is_folder(name) else None)
     quick_gelu = _activation(name, card, options.quick_gelu)
+    named = read(name, found, options)
+    model, blank = build(open_clip, name, card, quick_gelu, options.compute)
+    _fill(model, named, name, found.weights[0])
+    tower = make_tower(model.visual, blank.visual, options.pos_embed)
+    spec = make_spec(name, card, tower.shape, fixed_size=tower.fixed_size)
+    wants.check(spec, options.want)
+    settings = {key: item for key, item in card.vision.items() if key not in _IN_TRAINING}
+    digest = digests.digest(
+        model.visual.state_dict(),
+        {"architecture": settings, "quick_gelu": quick_gelu, "mean": spec.mean, "std": spec.std},
+        found.weights,
+    )
+    return OpenClipEncoder(spec, tower, options, digest, found)
+
+
+def read(name: ModelName, found: Found, options: LoadOptions) -> list[tuple[str, Tensor]]:
+    """The tensors of a checkpoint, of both towers, under the names its file has for them."""
     (path,) = found.weights
     if path.suffix in (".npz", ".npy"):  # no tag's file is one
         raise WeightsError(
@@ -76,21 +95,10 @@ def load(name: ModelName, options: LoadOptions) -> OpenClipEncoder:
         for row in by_tag.values()
         if "openaipublic" in row["url"]
     }
-    tensors = weights.read_tensors(
+    held = weights.read_tensors(
         path, name, published, options.trust_weights, inside=("state_dict",)
     )
-    model, blank = build(open_clip, name, card, quick_gelu, options.compute)
-    _fill(model, tensors, name, path)
-    tower = make_tower(model.visual, blank.visual, options.pos_embed)
-    spec = make_spec(name, card, tower.shape, fixed_size=tower.fixed_size)
-    wants.check(spec, options.want)
-    settings = {key: item for key, item in card.vision.items() if key not in _IN_TRAINING}
-    digest = digests.digest(
-        model.visual.state_dict(),
-        {"architecture": settings, "quick_gelu": quick_gelu, "mean": spec.mean, "std": spec.std},
-        found.weights,
-    )
-    return OpenClipEncoder(spec, tower, options, digest, found)
+    return [(key.removeprefix("module."), item) for key, item in held.items()]
 
 
 def import_open_clip() -> Any:
@@ -108,8 +116,8 @@ def import_open_clip() -> Any:
 def find(name: ModelName) -> Found:
     """Its file, or its folder in the hub's form: local, in the hub's cache, or downloaded."""
     if name.path is not None:
-        return _local_folder(name, Path(name.path)) if _is_folder(name) else local_file(name.path)
-    if _is_folder(name):
+        return _local_folder(name, Path(name.path)) if is_folder(name) else local_file(name.path)
+    if is_folder(name):
         files, origin = hub.fetch(name, name.id.removeprefix(HUB), [(CONFIG,), WEIGHTS])
         return hub.found(files, 1, origin)
     card = card_of(name)
@@ -122,7 +130,7 @@ def find(name: ModelName) -> Found:
     return Found(path, (path,), origin, sha256=digests.hub_sha256([path]))
 
 
-def _is_folder(name: ModelName) -> bool:
+def is_folder(name: ModelName) -> bool:
     """Whether its files are a configuration and weights, or the weights alone, of ARCH/TAG."""
     return name.id.startswith(HUB) if name.path is None else Path(name.path).is_dir()
 
@@ -166,9 +174,7 @@ def build(
     """
     import torch
 
-    if not re.fullmatch(r"[\w.-]*", card.trunk or ""):  # timm would ask the hub for code and config
-        raise WeightsError(f"{name}: {card.trunk} is no architecture of timm")
-    vision = {**card.vision, "timm_model_pretrained": False}
+    vision = vision_of(name, card)
     # LayerNorms that compute in float32, as open_clip makes them for reduced precision.
     cast = None if compute == "float32" else getattr(torch, compute)
 
@@ -184,7 +190,7 @@ def build(
 
     try:
         blank = make("meta")
-    except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
+    except BUILD_ERRORS as error:
         raise WeightsError(
             f"{name}: open_clip cannot build this tower ({weights.one_line(error)}); check its "
             f"{CONFIG}"
@@ -194,25 +200,33 @@ def build(
     return (make("cpu") if computed else copy.deepcopy(blank)), blank
 
 
-def _fill(model: Any, tensors: Mapping[str, Tensor], name: ModelName, path: Path) -> None:
+def vision_of(name: ModelName, card: Card) -> dict[str, Any]:
+    """vision_cfg, of which nothing is downloaded."""
+    if not re.fullmatch(r"[\w.-]*", card.trunk or ""):  # timm would ask the hub for code and config
+        raise WeightsError(f"{name}: {card.trunk} is no architecture of timm")
+    return {**card.vision, "timm_model_pretrained": False}
+
+
+def _fill(model: Any, named: Sequence[tuple[str, Tensor]], name: ModelName, path: Path) -> None:
     """Put the visual tower's tensors in, every value as the file has it, strictly."""
     convert = importlib.import_module("open_clip.convert")
-    named = [(key.removeprefix("module."), item) for key, item in tensors.items()]
-    towers = ("visual.", "image_encoder.")  # the latter: MobileCLIP as Apple publishes it
-    weights.of_tower(name, path, (each for each in named if each[0].startswith(towers)))
-    plain = dict(named)
+    weights.of_tower(name, path, (each for each in named if each[0].startswith(("visual.", APPLE))))
     visual = {
         key.removeprefix("visual."): item.float() if item.is_floating_point() else item
-        for key, item in convert.convert_state_dict(model, plain).items()
+        for key, item in convert.convert_state_dict(model, dict(named)).items()
         if key.startswith("visual.")
     }
     try:
         model.visual.load_state_dict(visual, strict=True, assign=True)
     except RuntimeError as error:  # lacking, unexpected and misshapen tensors
-        raise WeightsError(
-            f"{name}: {path} does not fit open_clip's architecture, get a whole copy or the right "
-            f"ARCH: {weights.one_line(error)}"
-        ) from error
+        raise unfit(name, path, error) from error
+
+
+def unfit(name: ModelName, path: Path, error: BaseException) -> WeightsError:
+    return WeightsError(
+        f"{name}: {path} does not fit open_clip's architecture, get a whole copy or the right "
+        f"ARCH: {weights.one_line(error)}"
+    )
 
 
 class OpenClipEncoder(TorchEncoder):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +23,14 @@ from featprep.encoders import (
     openai_clip_shapes,
     openclip,
     openclip_cards,
+    openclip_text,
     random_modules,
     timm_catalogue,
     timm_models,
     torchvision_catalogue,
     weights,
 )
-from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName
+from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName, TextEncoder
 from featprep.encoders.hf_config import spec_of
 from featprep.errors import UsageError
 
@@ -71,6 +72,17 @@ def load_tiny(name: ModelName, options: LoadOptions) -> Encoder:
     return encoder
 
 
+def load_tiny_text(
+    name: ModelName, options: LoadOptions, load: Callable[[ModelName, LoadOptions], TextEncoder]
+) -> TextEncoder:
+    """The text tower of the family's tiny encoder, by the family's own `load`."""
+    with tempfile.TemporaryDirectory(prefix="featprep-tiny-") as folder:
+        path = write_tiny(name.family, Path(folder))
+        tower = load(replace(name, path=str(path)), options)
+    tower.origin = "made here"
+    return tower
+
+
 def write_tiny(family: str, folder: Path) -> Path:
     """Write the tiny checkpoint of a family; returns its folder, or file (clip)."""
     if family == "timm":
@@ -87,7 +99,7 @@ def write_random(name: str, folder: Path, layers: int | None = None) -> Path:
     family, _, id = name.partition(":")
     if family == "openclip":
         card = openclip_cards.card_of(ModelName(family, id))
-        depth: dict[str, object] = {}
+        depth: dict[str, Any] = {}
         if layers and card.is_resnet:
             depth = {"layers": [min(count, layers) for count in card.vision["layers"]]}
         elif layers and card.has_activation:
@@ -143,8 +155,10 @@ def write_checkpoint(spec: EncoderSpec, folder: Path) -> Path:
             "patch_size": spec.patch,
         }
         said = {"mean": spec.mean, "std": spec.std}
-        config = {"embed_dim": spec.projected_dim, "vision_cfg": vision}
-        return write_openclip(openclip_cards.Card(config, said, quick_gelu=True), folder)
+        text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
+        config = {"embed_dim": spec.projected_dim, "vision_cfg": vision, "text_cfg": text}
+        card = openclip_cards.Card(config, said, quick_gelu=True)
+        return write_openclip(card, folder, has_text=True)
     return write_clip(spec, openai_clip_shapes.vit_shapes(spec), folder)
 
 
@@ -183,9 +197,12 @@ def write_folder(files: hf_known.Files, folder: Path) -> Path:
     return folder
 
 
-def write_openclip(card: openclip_cards.Card, folder: Path, **vision: object) -> Path:
+def write_openclip(
+    card: openclip_cards.Card, folder: Path, *, has_text: bool = False, **vision: object
+) -> Path:
     """Write random weights in the hub's format: open_clip_config.json and open_clip_model.
-    `vision`: replaces entries of vision_cfg. Every tower that open_clip can build."""
+    `vision`: replaces entries of vision_cfg. Every tower that open_clip can build. `has_text`: with
+    the card's text tower, in place of a token of one."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -195,6 +212,8 @@ def write_openclip(card: openclip_cards.Card, folder: Path, **vision: object) ->
         "text_cfg": openclip.NO_TEXT,
         "quick_gelu": bool(card.quick_gelu),
     }
+    if has_text:
+        config = {**card.config, **config, "text_cfg": card.config["text_cfg"]}
     keys = ("mean", "std", "interpolation", "resize_mode")
     said = {key: card.preprocess[key] for key in keys if key in card.preprocess}
     content = {"model_cfg": config, "preprocess_cfg": said}
@@ -207,6 +226,10 @@ def write_openclip(card: openclip_cards.Card, folder: Path, **vision: object) ->
     drawn = _draw({key: tuple(item.shape) for key, item in state.items()})
     kept = {key: item.to(state[key].dtype) for key, item in drawn.items()}
     settled = _settle(model, kept, int(config["vision_cfg"]["image_size"]))
+    if has_text:
+        visual = {key: item for key, item in settled.items() if key.startswith("visual.")}
+        blank = openclip_text.blank(name, openclip_cards.card_of(name, folder))
+        settled = visual | _draw({key: tuple(item.shape) for key, item in blank.items()})
     save_file(settled, folder / openclip_cards.WEIGHTS[0], {"format": "pt"})
     return folder
 

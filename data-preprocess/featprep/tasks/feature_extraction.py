@@ -16,7 +16,7 @@ get_image_features', not normalised.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -28,16 +28,15 @@ from featprep.errors import UsageError
 from featprep.records import AnyArray, Features
 from featprep.session import Session
 from featprep.settings import nearest
-from featprep.tasks import inputs
-from featprep.tasks.models import SETTINGS
+from featprep.tasks.calls import Call, refuse_unknown
 from featprep.tasks.rows import RowEncoder
-from featprep.tasks.urls import UrlLimits
 
 Pool = bool | Literal["mean", "cls"] | None
 Tensors = Literal["np", "pt", "list"]
 
 TASK = "image-feature-extraction"
 DEFAULT_MODEL = "hf:google/vit-base-patch16-224-in21k"
+_KEYWORDS = ("pool", "batch_size", "return_tensors", "timeout")
 _TENSORS = ("np", "pt", "list")
 
 
@@ -67,33 +66,14 @@ class FeatureExtraction:
         address, 30 if not given. Raises UsageError, before any image is read, and ImageError with
         position and name of the first image that cannot be read or encoded.
         """
-        _refuse_unknown(unknown)
+        refuse_unknown(TASK, unknown, _KEYWORDS)
         way, convert = _way(self.spec, pool), _converter(return_tensors)
-        limits = _limits(timeout)
-        _check_batch_size(batch_size)
-        shape = inputs.shape_of(images)
-        given = iter([images]) if shape == "one" else inputs.each(images)
-        rows = self._encoder.rows(given, way.want, batch_size, limits)
-        results = (convert(way.finish(row)) for row in rows)
-        if shape == "stream":
-            return results
-        return next(results) if shape == "one" else list(results)
+        call = Call(images, batch_size, timeout)
+        rows = self._encoder.rows(call.given, way.want, batch_size, call.limits)
+        return call.answer(convert(way.finish(row)) for row in rows)
 
     def __repr__(self) -> str:
         return f"<{TASK} with {self.spec.name}>"
-
-
-def _refuse_unknown(keywords: Collection[str]) -> None:
-    allowed = ("pool", "batch_size", "return_tensors", "timeout")
-    for name in keywords:
-        if name in SETTINGS:
-            raise UsageError(
-                f"{name} is a setting of the pipeline, not of a call: give it to featprep.pipeline"
-            )
-        raise UsageError(
-            f"a call of {TASK} takes no {name!r}.{nearest(name, allowed)} There are: "
-            f"{', '.join(allowed)}"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,18 +169,3 @@ def _as_tensor(array: AnyArray) -> Any:
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(array))
-
-
-def _check_batch_size(batch_size: int | None) -> None:
-    if batch_size is None:
-        return
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise UsageError(f"batch_size={batch_size!r}: allowed is a whole number from 1 up")
-
-
-def _limits(timeout: float | None) -> UrlLimits:
-    if timeout is None:
-        return UrlLimits()
-    if not isinstance(timeout, int | float) or not 0 < timeout <= 86400:
-        raise UsageError(f"timeout={timeout!r}: allowed is a number of seconds, up to 86400")
-    return UrlLimits(timeout_s=timeout)

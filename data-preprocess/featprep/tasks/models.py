@@ -9,9 +9,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from featprep import encoders
+from featprep import devices, encoders
 from featprep.config import EncodeConfig, parse_value
-from featprep.encoders.base import ModelName
+from featprep.encoders.base import LoadOptions, ModelName, TextEncoder
 from featprep.errors import UsageError
 from featprep.python_words import python_words, warn_caller
 from featprep.session import Session, open_session
@@ -68,8 +68,25 @@ _told: set[str] = set()
 def open_model(task: str, model: str, settings: dict[str, Any]) -> Session:
     """Load `model` for a task. Raises UsageError and WeightsError."""
     with python_words():
-        config = _config(task, model, settings)
+        config = python_config(task, model, settings)
         return open_session(config, find_model(model), pooled_if_any=True)
+
+
+def open_towers(config: EncodeConfig) -> tuple[Session, TextEncoder]:
+    """Load both towers of config.model. The text tower, which not every model has, comes first.
+    Raises UsageError and WeightsError, in the words of the command line."""
+    name = find_model(str(config.model))
+    tower = open_text(name, config)
+    return open_session(config, name, pooled_if_any=True), tower
+
+
+def open_text(name: ModelName, config: EncodeConfig) -> TextEncoder:
+    """The text tower alone, where the settings want it."""
+    device, _ = devices.choose_device(config.device)
+    options = LoadOptions(
+        device=device, trust_weights=config.trust_weights, quick_gelu=config.quick_gelu
+    )
+    return encoders.load_text(name, options)
 
 
 def find_model(model: str) -> ModelName:
@@ -103,7 +120,8 @@ def _origin(model: str) -> str:
     return origin
 
 
-def _config(task: str, model: str, settings: dict[str, Any]) -> EncodeConfig:
+def python_config(task: str, model: str, settings: dict[str, Any]) -> EncodeConfig:
+    """What the keywords of featprep.pipeline say. Raises UsageError."""
     for name in settings:
         if name not in SETTINGS:
             raise UsageError(
@@ -121,5 +139,10 @@ def _config(task: str, model: str, settings: dict[str, Any]) -> EncodeConfig:
             "which has a size; another one goes with resize='crop' (short side, then centre "
             "crop), 'squash' or 'pad'"
         )
+    return task_config(model, values)
+
+
+def task_config(model: str, values: dict[str, Any]) -> EncodeConfig:
+    """`values`: of SETTINGS, parsed; without resize the checkpoint's own way. Raises UsageError."""
     plain = {"input": "(memory)", "output": "(memory)", "mask": "none", "resize": "native"}
     return EncodeConfig(**{**plain, **values, "model": model})

@@ -7,7 +7,7 @@ what is made of it, is the caller's.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -48,61 +48,77 @@ class RowEncoder:
         name. Later batches are padded to the size of the first, which is as large as it comes, so
         that one image costs no more than one.
         """
+        for outcome in self._outcomes(given, want, batch_size, limits, is_strict=True):
+            if isinstance(outcome, Failure):
+                raise ImageError(f"{outcome.source}: {outcome.reason}", outcome.stage)
+            yield outcome
+
+    def outcomes(
+        self, given: Iterator[Any], want: Want, batch_size: int | None, limits: UrlLimits
+    ) -> Iterator[Features | Failure]:
+        """As `rows`, but an image that fails is a Failure in its place, and the rest goes on."""
+        return self._outcomes(given, want, batch_size, limits, is_strict=False)
+
+    def _outcomes(
+        self,
+        given: Iterator[Any],
+        want: Want,
+        batch_size: int | None,
+        limits: UrlLimits,
+        *,
+        is_strict: bool,
+    ) -> Iterator[Features | Failure]:
         size = batch_size or self.session.batch_size
         batches: BatchEncoder | None = None
         told = False
         numbered = enumerate(given)
         while window := list(islice(numbered, size)):
-            prepared, error = _prepare_all(window, self.session.rules, limits)
-            told = told or _tell(prepared)
+            prepared = _prepare_all(window, self.session.rules, limits, is_strict=is_strict)
+            whole = [item for item in prepared if isinstance(item, Prepared)]
+            told = told or _tell(whole)
             batches = batches or self._batches(want, len(window))
-            for _, alike in groupby(prepared, key=lambda image: image.pixels.shape):
-                yield from self._encode(batches, list(alike))
-            if error is not None:
-                raise error
+            encoded = self._encode(batches, whole)
+            for item in prepared:
+                yield item if isinstance(item, Failure) else next(encoded)
 
     def _batches(self, want: Want, size: int) -> BatchEncoder:
         session = self.session
         want = replace(want, dtype=session.precision.storage)
         return BatchEncoder(session.encoder, want, size, session.exact, session.precision.compute)
 
-    def _encode(self, batches: BatchEncoder, images: Sequence[Prepared]) -> Iterator[Features]:
-        with self._lock:
-            outcomes = list(batches.encode(images))
-        for outcome in outcomes:
-            if isinstance(outcome, Failure):
-                raise ImageError(f"{outcome.source}: {outcome.reason}", outcome.stage)
-            yield outcome[1]
+    def _encode(
+        self, batches: BatchEncoder, images: Sequence[Prepared]
+    ) -> Iterator[Features | Failure]:
+        for _, alike in groupby(images, key=lambda image: image.pixels.shape):
+            with self._lock:
+                outcomes = list(batches.encode(list(alike)))
+            for outcome in outcomes:
+                yield outcome if isinstance(outcome, Failure) else outcome[1]
 
 
 def _prepare_all(
-    window: Sequence[tuple[int, Any]], rules: DecodeRules, limits: UrlLimits
-) -> tuple[list[Prepared], ImageError | None]:
-    """The images before the first that fails, and its error."""
+    window: Sequence[tuple[int, Any]], rules: DecodeRules, limits: UrlLimits, *, is_strict: bool
+) -> list[Prepared | Failure]:
+    """Each image of the window; if `is_strict`, none beyond the first that fails."""
     jobs = [partial(_prepare, *item, rules, limits) for item in window]
     if len(jobs) == 1:
-        return _collected(jobs)
+        return [jobs[0]()]
+    prepared: list[Prepared | Failure] = []
     with ThreadPoolExecutor(min(_READERS, len(jobs)), "featprep-read") as pool:
         futures = [pool.submit(job) for job in jobs]
         try:
-            return _collected(future.result for future in futures)
+            for future in futures:
+                prepared.append(future.result())
+                if is_strict and isinstance(prepared[-1], Failure):
+                    break
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+    return prepared
 
 
-def _collected(
-    jobs: Iterable[Callable[[], Prepared]],
-) -> tuple[list[Prepared], ImageError | None]:
-    prepared: list[Prepared] = []
-    try:
-        for job in jobs:
-            prepared.append(job())
-    except ImageError as error:
-        return prepared, error
-    return prepared, None
-
-
-def _prepare(position: int, given: Any, rules: DecodeRules, limits: UrlLimits) -> Prepared:
+def _prepare(
+    position: int, given: Any, rules: DecodeRules, limits: UrlLimits
+) -> Prepared | Failure:
     name = f"image {position} ({inputs.name_of(given)})"
     ref = ImageRef(name, name, "", 0, 0)
     try:
@@ -113,9 +129,9 @@ def _prepare(position: int, given: Any, rules: DecodeRules, limits: UrlLimits) -
             picture = images.picture_of(pixels)
         return prepare_picture(picture, picture.alpha, ref, rules.geometry, sha256="")
     except ImageError as error:
-        raise ImageError(f"{name}: {error}", error.stage) from error
-    except MemoryError as error:
-        raise ImageError(f"{name}: not enough memory to decode it", "decode") from error
+        return Failure(name, name, error.stage, str(error))
+    except MemoryError:
+        return Failure(name, name, "decode", "not enough memory to decode it")
 
 
 def _tell(images: Sequence[Prepared]) -> bool:
