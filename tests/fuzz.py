@@ -241,7 +241,7 @@ def campaign(
     return result
 
 
-def main() -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -250,7 +250,11 @@ def main() -> int:
     parser.add_argument("--only", default="", help="targets whose name holds this")
     parser.add_argument("--seconds", type=float, default=1e9, help="no new chunk after these")
     parser.add_argument("--keep", type=Path, help="a folder for the inputs that were not stood")
-    flags = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    flags = make_parser().parse_args()
     result = campaign(flags.inputs, flags.seed, flags.only, flags.seconds)
     for number, one in enumerate(result["found"]):
         data = bytes.fromhex(one.pop("input"))
