@@ -6,7 +6,8 @@
 #
 # It sees the caller's arguments: --help needs no more than a Python, and makes nothing. Before
 # sourcing it, a script may say
-#   featprep_needs="run test"    what is needed (default: run; scripts/_have.py)
+#   featprep_needs="run test"    what is needed (default: run; scripts/_have.py); with optional
+#                                parts in it, requirements-all.txt is what is installed
 #   featprep_only_venv=1         that only .venv will do
 # and the user
 #   PYTHON                       the interpreter to use
@@ -20,6 +21,11 @@ featprep_root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 featprep_venv=$featprep_root/.venv
 featprep_unfinished=$featprep_venv/.featprep-unfinished # there while .venv is being made
 featprep_made=$featprep_venv/.featprep-requirements.txt # written last: what was installed
+
+featprep_list=requirements.txt
+for featprep_need in ${featprep_needs:-}; do
+    case $featprep_need in run | test | check) ;; *) featprep_list=requirements-all.txt ;; esac
+done
 
 featprep_say() { printf 'featprep: %s\n' "$*" >&2; }
 
@@ -67,7 +73,7 @@ featprep_use_given() {
     fi
     if ! lacking=$(featprep_lacks "$PYTHON"); then
         featprep_stop 2 "PYTHON=$PYTHON lacks ${lacking:-what is needed}: run" \
-            "$PYTHON -m pip install -r $featprep_root/requirements.txt, or unset PYTHON"
+            "$PYTHON -m pip install -r $featprep_root/$featprep_list, or unset PYTHON"
     fi
 }
 
@@ -222,7 +228,7 @@ featprep_make_venv() {
     if ! featprep_venv_is_ready; then # the command that was waited for may have made it
         featprep_announce
         featprep_prepare_venv "$base"
-        featprep_pip -r "$featprep_root/requirements.txt"
+        featprep_pip -r "$featprep_root/$featprep_list"
         featprep_pip --quiet --no-deps --no-build-isolation -e "$featprep_root"
         lacking=$(featprep_lacks "$featprep_venv/bin/python") ||
             featprep_stop 2 "$featprep_venv still lacks ${lacking:-what is needed}: look at" \

@@ -7,7 +7,7 @@
 #   FEATPREP_TEST_DATA=DIR scripts/test.sh      with the tests that need real images
 set -euo pipefail
 here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-featprep_needs="run test"
+featprep_needs="run test vectors retrieval"
 # shellcheck source=scripts/_env.sh
 . "$here/_env.sh"
 if [[ -n ${FEATPREP_TEST_DATA:-} ]]; then

@@ -1,6 +1,6 @@
 """Kill a run at every file-system step it takes, resume it, and compare with an undisturbed run.
 
-    python tests/kill_harness.py FOLDER [--every N] [--flags="--save_meta …"]
+    python tests/kill_harness.py FOLDER [--every N] [--flags="--save_meta …"] [--table v.parquet]
 
 One process imports everything once and forks each run, so a kill costs milliseconds. A run is
 killed by SIGKILL right before its n-th write, rename or unlink, n = 1, 1 + N, … until a run ends by
@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,13 +28,14 @@ sys.path[:0] = [str(ROOT), str(ROOT.parent / "data-preprocess")]
 from fakes import DEEP, FakeEncoder, fake_session  # noqa: E402
 from featprep import encoders  # noqa: E402
 from featprep.cli import _guarded  # noqa: E402
-from featprep.commands import encode as command  # noqa: E402
-from featprep.commands import encode_run  # noqa: E402
+from featprep.commands import encode as encode_command  # noqa: E402
+from featprep.commands import encode_run, vectorize, vectorize_run  # noqa: E402
 from featprep.ledger import read_run  # noqa: E402
 from featprep.resolve import has_vectors  # noqa: E402
 from featprep.runs import Run  # noqa: E402
 from test_encode_run import InlinePool  # noqa: E402
 
+Command = Callable[[Path, Path, list[str]], int]  # input, output, flags → exit code
 STEPS = ("write", "rename", "unlink", "replace")
 
 
@@ -53,7 +55,21 @@ def encode(source: Path, output: Path, flags: list[str]) -> int:
     if not any(flag.startswith("--model=") for flag in flags):
         words.append("--model=clip:tiny")
     words += ["--size", "32", "--batch_size", "2", "--quiet"]
-    return _guarded(lambda: command.main(words))
+    return _guarded(lambda: encode_command.main(words))
+
+
+def vectorize_into(table: str, source: Path, output: Path, flags: list[str]) -> int:
+    """The same of a table of vectors, of two models: the pooled vector of one, CLS of the other."""
+    other = replace(DEEP, name="fake:other", pooled=False)
+    fakes = {"clip": FakeEncoder(spec=DEEP), "hf": FakeEncoder(spec=other, scale=2.0)}
+    vectorize_run.open_session = lambda config, name, **_: fake_session(fakes[name.family])(
+        config, name
+    )
+    vectorize_run.DecodePool = InlinePool  # type: ignore[misc,assignment]
+    output.mkdir(exist_ok=True)
+    words = ["--image_path", str(source), "--models", "clip:tiny,hf:tiny", *flags]
+    words += ["--output", str(output / table), "--batch_size", "2", "--quiet"]
+    return _guarded(lambda: vectorize.main(words))
 
 
 def kill_before(step: int) -> None:
@@ -87,9 +103,9 @@ def in_child(work: Callable[[], int]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def killed_run(step: int, source: Path, output: Path, flags: list[str]) -> int:
+def killed_run(step: int, command: Command, source: Path, output: Path, flags: list[str]) -> int:
     kill_before(step)
-    return encode(source, output, flags)
+    return command(source, output, flags)
 
 
 def snapshot(output: Path) -> dict[str, object]:
@@ -100,6 +116,8 @@ def snapshot(output: Path) -> dict[str, object]:
         name = str(path.relative_to(output))
         if path.is_dir() or name.endswith((".featprep/guard", ".featprep/run.json")):
             continue
+        if ".run/" in name and not name.endswith("failures.jsonl"):
+            continue  # rows lie in the order they came; the table made of them is compared
         data = path.read_bytes()
         if name.endswith(".jsonl"):
             lines = {line["key"]: line for line in map(json.loads, data.splitlines())}
@@ -133,24 +151,26 @@ def check_run(output: Path) -> list[str]:
     return wrong
 
 
-def campaign(folder: Path, every: int, flags: list[str], earlier: list[str]) -> dict[str, object]:
+def campaign(
+    folder: Path, every: int, flags: list[str], earlier: list[str], command: Command
+) -> dict[str, object]:
     """`earlier`: flags of a finished run in other settings, that the killed run overwrites."""
     source, kills, wrong = folder / "in", 0, []
     make_images(source)
     whole = folder / "whole"
     expected_code = in_child(
-        lambda: encode(source, whole, [f for f in flags if f != "--overwrite"])
+        lambda: command(source, whole, [f for f in flags if f != "--overwrite"])
     )
     expected = snapshot(whole)
     for step in range(1, 10_000, every):
         output = folder / f"out-{step}"
         if earlier:
-            in_child(partial(encode, source, output, earlier))
-        if in_child(partial(killed_run, step, source, output, flags)) != -signal.SIGKILL:
+            in_child(partial(command, source, output, earlier))
+        if in_child(partial(killed_run, step, command, source, output, flags)) != -signal.SIGKILL:
             break
         kills += 1
         wrong += [f"step {step}: {text}" for text in check_whole(output)]
-        again, found = in_child(partial(encode, source, output, flags)), snapshot(output)
+        again, found = in_child(partial(command, source, output, flags)), snapshot(output)
         if again != expected_code or found != expected:
             names = {*found, *expected}
             differing = sorted(n for n in names if found.get(n) != expected.get(n))
@@ -164,9 +184,18 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--flags", default="--save_meta", help="flags of the run, blanks between")
     parser.add_argument("--earlier", default="", help="flags of a finished run that is overwritten")
+    parser.add_argument("--table", default="", help="a table of vectors of this name, not maps")
     words = parser.parse_args()
     flags, earlier = (text.split() for text in (words.flags, words.earlier))
-    found = campaign(words.folder, words.every, flags, earlier)
+    command: Command = encode
+    if words.table:
+        import pyarrow.parquet
+        import torch.utils.flop_counter  # noqa: F401 (once, and not in each fork)
+
+        pyarrow.array(np.zeros(1))  # imports pandas if it is there
+
+        command = partial(vectorize_into, words.table)
+    found = campaign(words.folder, words.every, flags, earlier, command)
     print(json.dumps(found))
     return 1 if found["wrong"] else 0
 

@@ -13,6 +13,7 @@ import fuzz
 import pytest
 import yaml
 from featprep import encoders
+from featprep.bench.figures import STAGES
 from featprep.cli import COMMANDS, main
 from featprep.commands import fetch
 from featprep.commands.encode import SCRIPTS
@@ -239,3 +240,10 @@ def test_the_readmes_section_on_what_to_take_reads_what_a_run_of_it_wrote(
     }  # fmt: skip
     assert names["maps"].maps[0].shape == (1, 64, 16, 16)
     assert names["maps"].prefix.shape == (1, 1, 64)
+
+
+def test_the_benchs_page_explains_every_row_and_flag() -> None:
+    text = (ROOT / "docs" / "bench.md").read_text()
+    options = set(_parser("bench")._option_string_actions) - {"-h", "--help"}
+    assert [option for option in options if option not in text] == []
+    assert [stage for stage in STAGES if f"`{stage}`" not in text] == []

@@ -24,18 +24,22 @@ HARNESS = Path(__file__).parent / "kill_harness.py"
             1,
             60,
         ),
+        ("--table=v.npy --overwrite --normalize=all", "--normalize=each", 2, 14),
     ],
     ids=[
         "a first run",
         "of two encoders",
         "of several layers",
         "while --overwrite replaces another setting",
+        "while --overwrite replaces vectors of another setting",
     ],
 )
 def test_a_run_killed_at_any_step_resumes_to_the_same_bytes(
     tmp_path: Path, flags: str, earlier: str, every: int, least: int
 ) -> None:
-    words = [str(tmp_path), f"--flags={flags}", f"--earlier={earlier}", f"--every={every}"]
+    table = [flag for flag in flags.split() if flag.startswith("--table=")]
+    flags = " ".join(flag for flag in flags.split() if flag not in table)
+    words = [str(tmp_path), f"--flags={flags}", f"--earlier={earlier}", f"--every={every}", *table]
     done = subprocess.run(
         [sys.executable, HARNESS, *words], capture_output=True, text=True, timeout=300
     )

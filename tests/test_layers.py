@@ -22,7 +22,7 @@ HOUSE = ROOT / "data-preprocess"
 # encoders.base is plain data and a protocol: what an encoder is, for those who never see one.
 LAYERS = {
     "plain data": [
-        "records", "config", "settings", "errors", "naming", "version", "encoders.base",
+        "records", "config", "settings", "errors", "naming", "version", "extras", "encoders.base",
         "differences", "python_words",
     ],
     "images": [
@@ -32,7 +32,7 @@ LAYERS = {
     "parts": ["encoders.*", "references.*", "stores.*", "sources", "ledger", "journal", "lock"],
     "pipeline": [
         "decoding", "batching", "runner", "recording", "standing", "resolve", "session", "tasks.*",
-        "certify", "certify_cases", "overhead", "published", "bench", "show", "runs",
+        "certify", "certify_cases", "overhead", "published", "bench.*", "show", "runs",
         "verify", "verify_result", "aside", "status", "replay", "api",
     ],
     "commands": ["commands.*"],
@@ -247,8 +247,9 @@ def test_a_plan_loads_nothing_heavy(tmp_path: Path) -> None:
         ["-m", "featprep", "encode"],
         [str(HOUSE / "encode_with_clip.py")],
         [str(HOUSE / "encode_with_dino.py")],
+        [str(HOUSE / "image_vectorizer.py")],
     ],
-    ids=["featprep", "featprep-encode", "encode_with_clip", "encode_with_dino"],
+    ids=["featprep", "featprep-encode", "encode_with_clip", "encode_with_dino", "vectorizer"],
 )
 def test_help_needs_the_standard_library_alone(command: list[str]) -> None:
     """-S: an interpreter that sees no installed package at all."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from featprep.extras import EXTRAS
 from packaging.requirements import Requirement
 from PIL import Image
 
@@ -49,7 +50,7 @@ class House:
         self.bin = folder / "bin"
         self.log = folder / "log"
         shutil.copytree(ROOT / "scripts", self.root / "scripts")
-        for name in ("pyproject.toml", "requirements.txt"):
+        for name in ("pyproject.toml", "requirements.txt", "requirements-all.txt"):
             shutil.copy(ROOT / name, self.root)
         self.bin.mkdir()
         for name in ("python", "python3", "python3.11", "python3.12", "python3.13"):
@@ -269,7 +270,10 @@ def test_without_a_python_of_a_version_that_will_do_nothing_is_made(house: House
 
 @pytest.mark.parametrize(
     ("script", "needs", "command"),
-    [("test.sh", "run test", "[-m] [pytest]"), ("check.sh", "run check", "[-m] [ruff] [format]")],
+    [
+        ("test.sh", "run test vectors retrieval", "[-m] [pytest]"),
+        ("check.sh", "run check", "[-m] [ruff] [format]"),
+    ],
 )
 def test_each_script_asks_for_what_it_needs(
     house: House, script: str, needs: str, command: str
@@ -321,15 +325,39 @@ def test_requirements_txt_and_pyproject_ask_for_the_same() -> None:
 def test_the_tested_set_has_every_requirement_within_its_bounds() -> None:
     tested = requirements("requirements-tested.txt")
     outside = []
-    for name, wanted in requirements("requirements.txt").items():
+    both = requirements("requirements.txt") | requirements("requirements-all.txt")
+    for name, wanted in both.items():
         (pin,) = tested[name].specifier
         if pin.operator != "==" or not wanted.specifier.contains(pin.version):
             outside.append(f"{wanted} but {tested[name]}")
     assert outside == []
 
 
-def test_everything_begins_with_what_is_needed() -> None:
-    assert "-r requirements.txt" in (ROOT / "requirements-all.txt").read_text().splitlines()
+def optional() -> dict[str, list[str]]:
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras: dict[str, list[str]] = table["optional-dependencies"]
+    return {name: lines for name, lines in extras.items() if name not in ("test", "check")}
+
+
+def test_everything_is_what_is_needed_and_every_optional_part() -> None:
+    lines = (ROOT / "requirements-all.txt").read_text().splitlines()
+    assert next(line for line in lines if line and line[0] != "#") == "-r requirements.txt"
+    listed = [Requirement(line) for lines in optional().values() for line in lines]
+    assert list(requirements("requirements-all.txt").values()) == listed
+
+
+def test_a_missing_part_is_asked_for_as_pyproject_lists_it() -> None:
+    assert {name: list(lines) for name, lines in EXTRAS.items()} == optional()
+
+
+def test_the_tests_are_run_with_every_optional_part(house: House) -> None:
+    house.start("test.sh", "-x").communicate(timeout=60)
+    (installed,) = house.calls("-m pip .* -r ")
+    assert installed.endswith(f" -r {house.root}/requirements-all.txt")
+    needs = " ".join(["run test", *optional()])
+    assert f'featprep_needs="{needs}"' in (ROOT / "scripts/test.sh").read_text()
+    needs = " ".join(["run test check", *optional()])
+    assert f'featprep_needs="{needs}"' in (ROOT / ".ci/run").read_text()
 
 
 def test_the_command_featprep_leads_to_a_function() -> None:

@@ -20,9 +20,13 @@ COMMANDS = {
     "status": ("featprep.commands.status", "how far an output is, and in which settings"),
     "classify": ("featprep.commands.classify", "which of some labels each image shows"),
     "heatmap": ("featprep.commands.heatmap", "where texts are in stored maps"),
+    "vectorize": ("featprep.commands.vectorize", "images → one vector each, of several models too"),
+    "index": ("featprep.commands.index", "vectors → a collection of Milvus"),
+    "search": ("featprep.commands.search", "the images nearest to a text or an image"),
     "models": ("featprep.commands.models", "the encoders there are"),
     "fetch": ("featprep.commands.fetch", "weights, for machines that will have no network"),
     "certify": ("featprep.commands.certify", "our maps against upstream's own modules"),
+    "bench": ("featprep.commands.bench", "how fast, how fast it could be, and against what else"),
     "settings": ("featprep.commands.settings", "every setting of encode, as a table"),
 }
 
@@ -54,6 +58,15 @@ def main_encode(family: str, argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     prog = os.path.basename(sys.argv[0])
     return _guarded(lambda: encode.main(words, prog=prog, script=family))
+
+
+def main_vectorize(argv: Sequence[str] | None = None) -> int:
+    """The entry script image_vectorizer.py: `featprep vectorize`."""
+    from featprep.commands import vectorize
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    prog = os.path.basename(sys.argv[0])
+    return _guarded(lambda: vectorize.main(words, prog=prog))
 
 
 def _guarded(command: Callable[[], int]) -> int:

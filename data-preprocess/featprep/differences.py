@@ -80,6 +80,8 @@ _FLAGS: dict[str, Words] = {
     "alpha_threshold": _valued("--alpha_threshold"),
     "mask_dir": _valued("--mask_dir"),
     "names": _valued("--names"),
+    "models": _valued("--models", _listed),  # of vectors
+    "normalize": _valued("--normalize"),
     "deterministic": _switch("deterministic"),
     "batch_size": _valued("--batch_size"),
 }
@@ -108,6 +110,15 @@ def differences(there: Fingerprint, mine: Fingerprint) -> str | None:
     can_go_back = all(text.startswith(("--", "no --")) for text in way_back)  # not to old weights
     on = f"to go on with what is there give {_joined(way_back)}, else " if can_go_back else ""
     return f"{'; '.join(texts)}. Nothing was touched: {on}"
+
+
+def by_name(there: Fingerprint, mine: Fingerprint) -> list[str]:
+    """'field A there, B asked' of each that differs, by the names of the fields."""
+    return [
+        f"{name} {_plain(there.get(name))} there, {_plain(mine.get(name))} asked"
+        for name in dict.fromkeys([*mine, *there])
+        if there.get(name) != mine.get(name)
+    ]
 
 
 def _joined(flags: list[str]) -> str:

@@ -66,7 +66,7 @@ def models(allowed: str) -> Kind:
 
     def parse(name: str, raw: str) -> str | tuple[str, ...]:
         path = raw.rpartition("=")[2]
-        if "," not in raw or ("\0" not in path and os.path.exists(path)):
+        if "," not in raw or ("," in path and "\0" not in path and os.path.exists(path)):
             whole: str = one.parse(name, raw)
             return whole
         return several(name, raw.split(","))

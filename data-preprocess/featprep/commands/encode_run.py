@@ -7,17 +7,14 @@ and lane of the runner; an image that several still want is decoded once.
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from types import FrameType
+from contextlib import ExitStack
 
 from featprep import devices
 from featprep.commands import encode_lines as lines
 from featprep.commands.console import Progress, Teller, say
 from featprep.commands.encode_parts import Part, decided_before, open_parts, open_source
+from featprep.commands.stopping import Stopping
 from featprep.config import EncodeConfig
 from featprep.decoding import DecodePool
 from featprep.differences import Fingerprint
@@ -58,8 +55,7 @@ class EncodeRun:
 
     def __init__(self, config: EncodeConfig, parts: Sequence[Part], pool: DecodePool) -> None:
         self.config, self.parts, self.pool = config, parts, pool
-        self.stop = threading.Event()
-        self.signal = 0
+        self.stopping = Stopping()
 
     def go(self) -> int:
         ledgers = [_ledger(part) for part in self.parts]
@@ -68,7 +64,7 @@ class EncodeRun:
         quiet, verbose = self.config.quiet, self.config.verbose
         unit = lines.unit_of(self.parts)
         progress = Progress(images, done, quiet=quiet, verbose=verbose, unit=unit)
-        with self._signals(), ExitStack() as stack:
+        with self.stopping.heard(), ExitStack() as stack:
             for ledger in ledgers:  # every lock before any work
                 stack.enter_context(ledger.held())
             for ledger in ledgers:
@@ -92,8 +88,8 @@ class EncodeRun:
             for ledger in ledgers:
                 ledger.is_complete = not (totals.stopped or self.config.limit is not None)
         lines.close(self.config, self.parts, lanes, recorders, totals)
-        if self.signal:
-            return 128 + self.signal
+        if self.stopping.signal:
+            return 128 + self.stopping.signal
         return 3 if totals.failed else 0
 
     def _encode(self, lanes: Sequence[Lane], recorders: Sequence[Recorder]) -> Totals:
@@ -102,7 +98,7 @@ class EncodeRun:
             decode=lambda jobs, ahead: self.pool.run(jobs, rules, ahead),
             lanes=lanes,
             workers=self.pool.workers,
-            stop=self.stop,
+            stop=self.stopping.asked,
         )
         return runner.run(entries_left(recorders, self.parts[0].source.folders()))
 
@@ -110,7 +106,7 @@ class EncodeRun:
         """--save_meta on a later run: the metadata that is missing, without encoding. How many
         images failed."""
         failed = written = 0
-        if not self.config.save_meta or self.stop.is_set():
+        if not self.config.save_meta or self.stopping.asked.is_set():
             return failed
         refs: Iterable[ImageRef] = recorder.without_meta(part.source.folders())
         for outcome in self.pool.map(refs, part.session.rules, 4 * self.pool.workers):
@@ -121,32 +117,12 @@ class EncodeRun:
                 recorder.fail(outcome)
             written += is_written
             failed += not is_written
-            if self.stop.is_set():
+            if self.stopping.asked.is_set():
                 break
         if written:
             text = f"{written:,} files written for results that stood without"
             say("metadata", f"{part.title}: {text}" if part.title else text)
         return failed
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM ends the run cleanly, the second at once."""
-        before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
-
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            self.signal = number
-            self.stop.set()
-            for name in before:
-                signal.signal(name, signal.SIG_DFL)
-            os.write(2, b"\nstopping   finishing what is in flight; again to stop at once\n")
-
-        for name in before:
-            signal.signal(name, on_signal)
-        try:
-            yield
-        finally:
-            for name, handler in before.items():
-                signal.signal(name, handler)
 
 
 def _ledger(part: Part) -> Ledger:

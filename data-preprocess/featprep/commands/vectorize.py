@@ -1,0 +1,18 @@
+"""`featprep vectorize`, which image_vectorizer.py is too: one vector an image.
+
+Reading the flags needs the standard library alone, so that --help answers at once; the work is in
+vectorize_run.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from featprep.commands.vectorize_job import make_parser, read_job
+
+
+def main(argv: Sequence[str], prog: str = "featprep vectorize") -> int:
+    job = read_job(make_parser(prog), argv)
+    from featprep.commands import vectorize_run
+
+    return vectorize_run.run(job)
