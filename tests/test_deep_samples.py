@@ -276,6 +276,16 @@ def test_what_neither_library_reads_is_said_with_its_tags() -> None:
     )
 
 
+def test_a_tag_that_should_be_a_number_is_shown_safely() -> None:
+    data = bytearray(tiff(noise(4, 4, 3), {262: [2]}))
+    at = data.index(struct.pack("<HHI", 262, 4, 1))
+    data[at : at + 12] = struct.pack("<HHI4s", 262, 2, 3, b"\x1b[2\0")  # text of three characters
+    with pytest.raises(ImageError) as caught:
+        decode(bytes(data))
+    assert str(caught.value).isprintable()
+    assert "\\x1b[2" in str(caught.value)
+
+
 def test_opencv_prints_nothing_about_a_damaged_file(capfd: pytest.CaptureFixture[str]) -> None:
     data = bytearray(tiff(noise(20, 20, 3, dtype="float32"), {259: [5]}))
     data[-2000:] = b"\x55" * 2000

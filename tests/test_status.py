@@ -103,3 +103,22 @@ def test_json_of_several_encoders_has_each_by_its_folder(
     assert found["hf_tiny"]["fingerprint"]["weights"] == "e" * 64
     assert found["hf_tiny"]["images"] == {"done": 1, "again": 0, "failed": 0, "pending": 1}
     assert found["hf_tiny"]["failures"] == []
+
+
+def test_an_input_that_no_path_can_name_is_a_damaged_run(made: Bench) -> None:
+    path = made.output / ".featprep/run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "input": "a\0b"}))
+    assert cli.main(["status", str(made.output)]) == 2
+    assert made.capsys.readouterr().err == (
+        f"featprep: {path} is damaged: use another --output, or remove that file together with "
+        "the results\n"
+    )
+
+
+def test_a_mask_folder_that_no_path_can_name_is_told(made: Bench) -> None:
+    path = made.output / ".featprep/run.json"
+    run = json.loads(path.read_text())
+    run["fingerprint"]["mask_dir"] = "a\0b"
+    path.write_text(json.dumps(run))
+    assert cli.main(["status", str(made.output)]) == 0
+    assert "pending images are not known: embedded null byte" in made.capsys.readouterr().out

@@ -21,7 +21,8 @@ from featprep.errors import ImageError, OutputError
 from featprep.records import AnyArray, Features, ImageRef, Result
 from featprep.stores import STORES
 from featprep.stores.base import is_temporary, sweep, write_whole
-from featprep.stores.npy_tree import NpyTreeStore, read_array
+from featprep.stores.npy_files import npy, npz, read_array, read_json, read_npz
+from featprep.stores.npy_tree import NpyTreeStore
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -577,7 +578,7 @@ def test_a_mask_that_a_killed_run_left_alone_is_no_key(store: NpyTreeStore, tmp_
 # ---- what is read may be damaged
 
 
-def npy(array: AnyArray, tmp_path: Path) -> bytes:
+def saved_npy(array: AnyArray, tmp_path: Path) -> bytes:
     np.save(tmp_path / "whole.npy", array)
     return (tmp_path / "whole.npy").read_bytes()
 
@@ -598,7 +599,7 @@ def npy(array: AnyArray, tmp_path: Path) -> bytes:
 )
 def test_a_damaged_array_is_a_value_error(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "x.npy"
-    path.write_bytes(damage(npy(MAP, tmp_path)))
+    path.write_bytes(damage(saved_npy(MAP, tmp_path)))
     with pytest.raises(ValueError, match=r"x\.npy is no whole \.npy file"):
         read_array(str(path))
 
@@ -606,7 +607,7 @@ def test_a_damaged_array_is_a_value_error(tmp_path: Path, damage: Callable[[byte
 @given(data=st.data())
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_flipped_bytes_are_an_array_or_a_value_error(data: st.DataObject, tmp_path: Path) -> None:
-    raw = bytearray(npy(MAP, tmp_path))
+    raw = bytearray(saved_npy(MAP, tmp_path))
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, 127))] = data.draw(st.integers(0, 255))
     path = tmp_path / "x.npy"
@@ -633,6 +634,70 @@ def test_any_key_is_written_whole_or_refused(key: str, tmp_path_factory: Any) ->
         is_of_macos = key.rpartition("/")[2].startswith("._")
         assert list(store.keys()) == [key] * (not is_of_macos)
     assert set(os.listdir(root)) <= {"o"}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3, '\\o'), }",  # Python warns
+        b"{'descr': '|S4', 'fortran_order': False, 'shape': (2, 3), }",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3)*9**9**9, }",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (0x2for, 3), }",
+    ],
+)
+def test_only_plain_headers_are_parsed_at_all(tmp_path: Path, header: bytes) -> None:
+    length = len(header) + 1
+    raw = b"\x93NUMPY\1\0" + length.to_bytes(2, "little") + header + b"\n" + bytes(24)
+    (tmp_path / "x.npy").write_bytes(raw)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("prefix.npy", raw)
+    why = "its header is damaged or of another kind than featprep writes"
+    with pytest.raises(ValueError, match=rf"x\.npy is no whole \.npy file: {why}"):
+        read_array(str(tmp_path / "x.npy"))
+    with pytest.raises(ValueError, match=rf"x\.npz is no whole \.npz file: {why}"):
+        read_npz(str(tmp_path / "x.npz"))
+
+
+def test_vectors_come_back_as_they_were_written_and_cannot_grow_beyond_their_file(
+    tmp_path: Path,
+) -> None:
+    path = str(tmp_path / "x.npz")
+    arrays = {"prefix": MAP[:, :, 0], "pooled": np.zeros(0, np.float16), "empty": np.bool_(True)}
+    Path(path).write_bytes(b"".join(npz(arrays)))
+    with np.load(path, allow_pickle=False) as loaded:
+        assert {name: loaded[name].tolist() for name in loaded.files} == {
+            name: np.asarray(array).tolist() for name, array in arrays.items()
+        }
+    read = read_npz(path)
+    assert list(read) == list(arrays)
+    for name, array in read.items():
+        assert array.dtype == np.asarray(arrays[name]).dtype
+        assert array.tolist() == np.asarray(arrays[name]).tolist()
+    np.savez_compressed(path, prefix=np.zeros((1 << 20,)))
+    with pytest.raises(ValueError, match=r"x\.npz is no whole \.npz file: it is compressed, and"):
+        read_npz(path)
+    claims = npy(np.zeros((2, 3), np.float32))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", b"".join(claims).replace(b"(2, 3)", b"(2,99)"))
+    with pytest.raises(ValueError, match="an array in it is not as long as its header says"):
+        read_npz(path)
+
+
+def test_a_zip_whose_offsets_lead_before_its_start_is_a_value_error(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    raw = bytearray(b"".join(npz({"prefix": MAP})))
+    end = raw.rfind(b"PK\5\6")
+    raw[end + 16 : end + 20] = (2**20).to_bytes(4, "little")  # where its directory begins
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"x\.npz is no whole \.npz file"):
+        read_npz(str(path))
+
+
+def test_metadata_of_a_thousand_brackets_is_a_value_error(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"x\.json holds no JSON object"):
+        read_json(str(path))
 
 
 def test_metadata_that_is_no_object_is_a_value_error(store: NpyTreeStore, tmp_path: Path) -> None:

@@ -184,6 +184,13 @@ def _rewrite(made: Bench, alter: Callable[[dict], object]) -> None:
          ["b.npy: no map of this run is [3, -4, 4] float32, as recorded"]),
         (lambda line: line.update(dtype="float16"),
          ["b.npy: no map of this run is [3, 4, 4] float16, as recorded"]),
+        (lambda line: line.update(shape=[3, 4, "x" * 5000]),
+         ["b.npy: no map of this run is [3, 4, 'xxxx… float32, as recorded"]),
+        (lambda line: line["bytes"].update({"b.npy": None, "b_mask.npy": "144"}),
+         ["b_mask.npy: is 144 bytes long, 144 were written"]),
+        (lambda line: line["bytes"].update({"b.npy": [], "b_mask.npy": 10**400}),
+         ["b_mask.npy: is 144 bytes long, " + f"{10**400:,} were written",
+          "b.npy: is 320 bytes long, [] were written"]),
     ],
 )  # fmt: skip
 def test_a_record_that_cannot_be_is_named(

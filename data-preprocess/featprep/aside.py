@@ -13,7 +13,8 @@ from pathlib import Path
 from featprep.journal import Line, LineIndex, append_lines, take_out
 from featprep.ledger import folder_of, is_record
 from featprep.stores.base import output_error
-from featprep.stores.npy_tree import FEATURE, META, NpyTreeStore
+from featprep.stores.npy_files import FEATURE
+from featprep.stores.npy_tree import META, NpyTreeStore
 from featprep.verify_result import Expected
 
 

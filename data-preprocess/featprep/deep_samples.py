@@ -25,7 +25,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from PIL import Image, TiffImagePlugin
 
 from featprep.codec_state import opencv_decode
 from featprep.errors import ImageError
+from featprep.naming import printable
 from featprep.pixels import Samples, turned
 from featprep.records import AnyArray
 
@@ -112,6 +113,11 @@ def tiff_mode(tags: Tags, mode: str = "") -> str:
     return f"TIFF {name} {kind}{tags.get(BITS, (1,))[0]}-bit"
 
 
+def _told(values: Iterable[Any]) -> str:
+    """A tag's numbers, which in a damaged file may be text."""
+    return printable("/".join(sorted(map(str, values))))
+
+
 def tiff_samples(data: bytes, tags: Tags, orientation: int) -> Samples:
     """A grey, grey + alpha, RGB or RGBA TIFF of 16 to 64 bits, upright. Raises ImageError."""
     photometric, channels = tags.get(PHOTOMETRIC), tags.get(CHANNELS, 1)
@@ -125,8 +131,8 @@ def tiff_samples(data: bytes, tags: Tags, orientation: int) -> Samples:
         or (bits == {64} and kind != FLOAT)
     ):
         raise ImageError(
-            f"TIFF with {channels} channels of {'/'.join(map(str, sorted(bits)))} bits and "
-            f"photometric interpretation {photometric}: not read; convert it to PNG"
+            f"TIFF with {channels} channels of {_told(bits)} bits and "
+            f"photometric interpretation {_told([photometric])}: not read; convert it to PNG"
         )
     _check_whole(data, tags)
     if is_planar:

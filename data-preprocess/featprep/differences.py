@@ -15,6 +15,7 @@ from featprep.settings import NAMED_COLOURS
 
 Fingerprint = Mapping[str, Any]
 Words = Callable[[Any], str]
+_LONGEST = 200  # characters of a value; paths are, and a damaged run.json may hold anything
 _COMPUTE = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -130,11 +131,13 @@ def _joined(flags: list[str]) -> str:
 def _text(name: str, run: Mapping[str, Any]) -> str:
     value = run.get(name)
     try:
-        return printable(_FLAGS[name](value))
+        text = _FLAGS[name](value)
     except (KeyError, TypeError, ValueError):  # no flag, or no value that this version writes
-        return f"{name} {_plain(value)}"
+        text = f"{name} {_plain(value)}"
+    text = printable(text)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def _plain(value: Any) -> str:
     text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
-    return printable(text[:12] if len(text) == 64 else text)  # a digest says enough in 12
+    return text[:12] if len(text) == 64 else text  # a digest says enough in 12

@@ -49,6 +49,7 @@ from featprep.deep_samples import (
 )
 from featprep.errors import ImageError
 from featprep.image_kinds import kind_of
+from featprep.naming import printable
 from featprep.pixels import Alpha, Samples, from_array, mask_values, premultiplied, turned
 from featprep.records import AnyArray, Picture
 
@@ -237,7 +238,7 @@ def _explained(kind: str, max_pixels: int) -> Iterator[None]:
 
 
 def _reason(kind: str, error: Exception) -> str:
-    words = " ".join(str(error).split()) or type(error).__name__
+    words = printable(" ".join(str(error).split())) or type(error).__name__
     if "truncated" in words.lower() or isinstance(error, EOFError):
         return f"{kind} is truncated: the file ends before the image does"
     if kind == "TIFF" and words.isdigit():  # a KeyError of the tag dictionary

@@ -34,7 +34,9 @@ def append_lines(path: str, lines: Iterable[Line]) -> None:
     """Append in one write, after cutting off a torn last line."""
     data = b"".join(map(_raw, lines))
     try:
-        with Path(path).open("ab+", buffering=0) as file:
+        # Never through a link: that could lead out of the output.
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        with os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0) as file:
             _cut_torn_line(file.fileno())
             write_all(file.fileno(), data)
     except OSError as error:

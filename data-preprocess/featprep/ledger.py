@@ -12,6 +12,7 @@ Knows no image and no network: fingerprints are flat dicts of plain values, comp
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import threading
@@ -83,7 +84,8 @@ def read_run(output: str) -> dict[str, Any] | None:
         run = None
     kinds = {"fingerprint": dict, "input": str, "about": dict}
     run = {"input": "", "about": {}, **run} if isinstance(run, dict) else {}
-    if not all(isinstance(run.get(name), kind) for name, kind in kinds.items()):
+    is_whole = all(isinstance(run.get(name), kind) for name, kind in kinds.items())
+    if not is_whole or "\0" in run["input"]:
         raise FingerprintError(
             f"{printable(path)} is damaged: use another --output, or remove that file together "
             "with the results"
@@ -120,7 +122,13 @@ class Ledger:
         self.is_complete = False  # set by the run once every image of it was tried
 
     def check(self) -> None:
-        """Raise FingerprintError if results of other settings or images stand here."""
+        """Raise FingerprintError if results of other settings or images stand here, UsageError if
+        the ledger would be written somewhere else."""
+        if os.path.islink(self.folder):
+            raise UsageError(
+                f"--output {printable(self.output)}: its {RESERVED} is a link, which may lead "
+                "anywhere; remove it, or use another --output"
+            )
         self._refuse_strangers(read_run(self.output))
 
     @contextlib.contextmanager
@@ -156,6 +164,13 @@ class Ledger:
     @property
     def failures(self) -> int:
         return len(self._failures)
+
+    def check_there(self) -> None:
+        """Raise OutputError if the output was deleted under the run: results written after that
+        would stand without a record of the run that made them, and the next run refuse them."""
+        if not os.path.isdir(self.folder):
+            gone = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            raise output_error(self.folder, gone)
 
     def state(
         self, ref: ImageRef, has_feature: bool, is_whole: Callable[[Line], bool] = lambda line: True

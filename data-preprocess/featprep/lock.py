@@ -175,7 +175,9 @@ def _read(path: str) -> Holder | None:
     except (FileNotFoundError, ValueError, RecursionError):
         return None
     ours = isinstance(holder, dict) and {"host", "machine", "pid", "started", "run"} <= set(holder)
-    return holder if ours and isinstance(holder["pid"], int) and holder["pid"] > 0 else None
+    return (
+        holder if ours and isinstance(holder["pid"], int) and 0 < holder["pid"] < 1 << 32 else None
+    )
 
 
 def _place() -> Holder:
@@ -228,7 +230,7 @@ def _is_hidden(pid: int) -> bool:
 
 
 def title_of(holder: Holder) -> str:
-    return f"pid {holder['pid']} on host {printable(str(holder['host']))}"
+    return f"pid {holder['pid']} on host {printable(str(holder['host'])[:255])}"
 
 
 def _refusal(output: str, tag: str, holder: Holder) -> str:

@@ -21,16 +21,8 @@ from featprep.resolve import Resolved
 from featprep.sources import Entry
 from featprep.standing import Standing
 from featprep.stores.base import Written
-from featprep.stores.npy_tree import (
-    FEATURE,
-    MASK,
-    META,
-    VECTORS,
-    NpyTreeStore,
-    layer_file,
-    read_array,
-    read_npz,
-)
+from featprep.stores.npy_files import FEATURE, read_array, read_npz
+from featprep.stores.npy_tree import MASK, META, VECTORS, NpyTreeStore, layer_file
 
 
 def entries_left(
@@ -114,6 +106,7 @@ class Recorder:
     def write(self, row: Row) -> None:
         image, features, notes = row
         key, feature = image.ref.key, features.map
+        self.ledger.check_there()
         if self.ledger.line(key) is not None:
             self.store.remove(key)
             self.ledger.forget(key)

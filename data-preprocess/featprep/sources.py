@@ -308,7 +308,7 @@ def _collision_text(clashes: list[tuple[str, str, str]], count: int, names: str)
 
 
 def _no_image_text(path: str, ignored: Counter[str], selection: Selection) -> str:
-    seen = ", ".join(f"{n:,} {printable(suffix)}" for suffix, n in ignored.most_common(8))
+    seen = ", ".join(f"{n:,} {printable(suffix[:24])}" for suffix, n in ignored.most_common(8))
     allowed = " ".join(sorted(selection.suffixes))
     return (
         f"{selection.flag} {printable(path)}: no image in it (seen: {seen or 'no file'}); read are "

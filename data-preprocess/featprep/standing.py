@@ -11,7 +11,8 @@ from featprep.journal import Line, LineIndex
 from featprep.ledger import folder_of
 from featprep.records import ImageRef
 from featprep.sources import Source
-from featprep.stores.npy_tree import FEATURE, META, NpyTreeStore
+from featprep.stores.npy_files import FEATURE
+from featprep.stores.npy_tree import META, NpyTreeStore
 
 
 def count_done(store: NpyTreeStore, keys: list[str]) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from featprep.records import ImageRef
 from featprep.runs import Run
 from featprep.sources import Selection, Source
 from featprep.standing import Standing
-from featprep.stores.npy_tree import FEATURE
+from featprep.stores.npy_files import FEATURE
 
 
 @dataclass(slots=True)
@@ -72,7 +72,7 @@ def read_status(output: str) -> Status:
         status.failures = _grouped(failures)
         try:
             status.images = _images(run, results, failures)
-        except (UsageError, OSError) as error:
+        except (UsageError, OSError, ValueError) as error:  # ValueError: a name with a NUL
             status.trouble = str(error)
     return status
 

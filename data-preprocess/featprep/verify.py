@@ -16,7 +16,8 @@ from featprep.lock import RunLock, title_of
 from featprep.naming import RESERVED, sort_key
 from featprep.runs import Run
 from featprep.stores.base import EVERYTHING, is_temporary, output_error
-from featprep.stores.npy_tree import FEATURE, META, VECTORS
+from featprep.stores.npy_files import FEATURE
+from featprep.stores.npy_tree import META, VECTORS
 from featprep.verify_result import Finding, check_result, expected_of
 
 
@@ -68,7 +69,8 @@ class Verification:
         sizes = line.get("bytes")
         self.results += 1
         self.files += len(line["files"])
-        self.size += sum(sizes.values()) if isinstance(sizes, dict) else 0
+        lengths = sizes.values() if isinstance(sizes, dict) else ()
+        self.size += sum(n for n in lengths if isinstance(n, int) and 0 <= n < 1 << 63)
 
     def _strangers(self) -> Iterator[Finding]:
         """Files that no record names, and temporary ones."""

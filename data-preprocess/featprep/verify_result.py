@@ -17,16 +17,8 @@ from featprep.journal import Line
 from featprep.naming import is_reserved
 from featprep.records import AnyArray
 from featprep.resolve import has_vectors, layers_of
-from featprep.stores.npy_tree import (
-    FEATURE,
-    MASK,
-    META,
-    VECTORS,
-    layer_file,
-    read_array,
-    read_json,
-    read_npz,
-)
+from featprep.stores.npy_files import FEATURE, read_array, read_json, read_npz
+from featprep.stores.npy_tree import MASK, META, VECTORS, layer_file
 
 Kind = Literal["damaged", "unrecorded", "temporary", "run"]
 _MASK_DTYPE = {"any": "uint8", "coverage": "float32"}
@@ -89,7 +81,7 @@ def check_result(root: str, line: Line, expected: Expected, *, deep: bool) -> It
     for file in missing:
         yield Finding("damaged", file, "its record does not name it", key)
     if not _is_shape(line["shape"]) or expected.storage not in (None, line["dtype"]):
-        what = f"{line['shape']} {line['dtype']}"
+        what = f"{_shown(line['shape'])} {_shown(line['dtype'])}"
         yield Finding("damaged", key + FEATURE, f"no map of this run is {what}, as recorded", key)
         return
     for file in files:
@@ -126,7 +118,8 @@ def _check_length(path: str, sizes: object, file: str) -> None:
         raise WrongFileError("is no file")
     recorded = sizes.get(file) if isinstance(sizes, dict) else None
     if recorded is not None and recorded != found.st_size:
-        raise WrongFileError(f"is {found.st_size:,} bytes long, {recorded:,} were written")
+        written = f"{recorded:,}" if isinstance(recorded, int) else _shown(recorded)
+        raise WrongFileError(f"is {found.st_size:,} bytes long, {written} were written")
 
 
 def _check_feature(path: str, line: Line, expected: Expected, deep: bool) -> None:

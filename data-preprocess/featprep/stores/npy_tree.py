@@ -9,15 +9,10 @@ OUT/a/b.npy        last: an image is done when its feature file stands
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
-
-import numpy as np
 
 from featprep.errors import ImageError
 from featprep.naming import RESERVED, is_reserved, printable, sort_key
@@ -31,9 +26,9 @@ from featprep.stores.base import (
     put_whole,
     result_error,
 )
+from featprep.stores.npy_files import FEATURE, npy, npz, read_array, read_json, read_npz
 
-FEATURE, MASK, META, VECTORS = ".npy", "_mask.npy", ".json", "_vec.npz"
-_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can say: bytes must not hold the hour
+MASK, META, VECTORS = "_mask.npy", ".json", "_vec.npz"
 _REMEMBERED = 1000  # folders; a data set may have one an image
 
 
@@ -84,14 +79,14 @@ class NpyTreeStore:
         self._unlink(key + FEATURE)
         written: dict[str, Written] = {}
         if self.mask and result.mask is not None:
-            written |= self._write(key + MASK, _npy(result.mask))
+            written |= self._write(key + MASK, npy(result.mask))
         if self.meta:
             written |= self.write_meta(key, dict(result.meta))
         for layer in self.layers:
-            written |= self._write(layer_file(key, layer), _npy(result.features.maps[layer]))
+            written |= self._write(layer_file(key, layer), npy(result.features.maps[layer]))
         if self.vectors:
-            written |= self._write(key + VECTORS, _npz(result.features.vectors))
-        return written | self._write(key + FEATURE, _npy(result.features.map))
+            written |= self._write(key + VECTORS, npz(result.features.vectors))
+        return written | self._write(key + FEATURE, npy(result.features.map))
 
     def write_meta(self, key: str, meta: dict[str, Any]) -> dict[str, Written]:
         """See Store. Annotations often lie beside their images as NAME.json, and the output may be
@@ -254,51 +249,3 @@ class NpyTreeStore:
 
 def layer_file(key: str, layer: int) -> str:
     return f"{key}@{layer}{FEATURE}"
-
-
-def _npy(array: AnyArray) -> Parts:
-    """The bytes of an .npy file, the data as they lie in memory."""
-    header, array = io.BytesIO(), np.asarray(array, order="C")
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    return header.getvalue(), array.data.cast("B")
-
-
-def _npz(arrays: Mapping[str, AnyArray]) -> Parts:
-    """The bytes of an .npz file, the same for the same arrays: stored, without dates."""
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
-        for name, array in arrays.items():
-            member = zipfile.ZipInfo(f"{name}{FEATURE}", _ZIP_EPOCH)
-            member.create_system, member.external_attr = 3, 0o644 << 16  # Unix, on any system
-            file.writestr(member, b"".join(_npy(array)))
-    return (archive.getvalue(),)
-
-
-def read_npz(path: str) -> dict[str, AnyArray]:
-    """An .npz file's arrays. Raises ValueError if it is none or not whole."""
-    try:
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # as for .npy
-        raise ValueError(f"{path} is no whole .npz file: {error}") from error
-
-
-def read_array(path: str) -> AnyArray:
-    """An .npy file, memory-mapped. Raises ValueError if it is none or not whole."""
-    try:
-        array: AnyArray = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # NumPy's reader of headers lets nearly anything through
-        raise ValueError(f"{path} is no whole .npy file: {error}") from error
-    return array
-
-
-def read_json(path: str) -> dict[str, Any]:
-    """A JSON object. Raises ValueError if it is none."""
-    loaded = json.loads(Path(path).read_bytes())
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return loaded
