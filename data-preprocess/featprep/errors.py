@@ -8,6 +8,7 @@
     │   └── LockError           2  another run works on this output
     ├── WeightsError            2  weights missing, unreadable, incomplete or not trusted
     ├── ImageError              -  one image cannot be read or encoded: a line in failures.jsonl
+    │   └── TruncatedError      -  its file ends before the image does
     ├── OutOfMemoryError        -  the device has no room for a batch: the runner halves it
     └── OutputError             4  disk full, output not writable: stop; the same command resumes
 
@@ -54,6 +55,10 @@ class ImageError(FeatprepError):
     def __init__(self, reason: str, stage: str = "decode") -> None:
         super().__init__(reason)
         self.stage = stage
+
+
+class TruncatedError(ImageError):
+    pass
 
 
 class OutOfMemoryError(FeatprepError):
