@@ -77,6 +77,7 @@ _PLAINLY = {
     "GIF file|GIF frame": "it holds no image, or is cut short before its first",
     "index out of range|could not create decoder": "it is damaged or cut short",
     "BMFF parsing failed": "its boxes are damaged or cut short",
+    "text too large|too large for|Too much memory used in text": "its texts unfold to too much",
     "Missing dimensions|unknown data organization": "its tags are damaged or cut short",
 }
 _ENDED = re.compile("truncated|requires a buffer of|incomplete checksum", re.IGNORECASE)
@@ -266,7 +267,7 @@ def _told(kind: str, data: bytes, error: Exception) -> ImageError:
     if kind == "TIFF" and words.isdigit():  # a KeyError of the tag dictionary
         words = f"its tag {words} is missing"
     elif not isinstance(error, (OSError, SyntaxError, ValueError)):
-        words = f"{type(error).__name__}: {words}"
+        words = f"it holds what no such file can hold ({type(error).__name__})"
     plain = next((text for sign, text in _PLAINLY.items() if re.search(sign, words)), words)
     return ImageError(f"{kind} cannot be decoded: {plain}")
 
