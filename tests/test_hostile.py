@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from featprep.commands import encode_run
-from featprep.decoding import DecodePool
+from featprep.decode_pool import DecodePool
 from fuzz_inputs import image_seeds
 from image_bytes import tiff
 from PIL import Image

@@ -22,6 +22,7 @@ _CPU_BATCH = 8
 _LARGEST_MAPS = 2**30  # bytes of one batch's maps in float32, blended from windows on the host
 _LARGEST_BATCH = 128  # beyond, a GPU is busy anyway and only the waiting grows
 _MOST_WORKERS = 16
+_GPU_WRITERS = 4
 _MOST_HANDS = 32  # a guess: what of a forward pass is Python runs in one of them at a time
 
 
@@ -156,15 +157,23 @@ def choose_hands(device: str, fixed: int | None = None) -> Hands:
 
     On a CPU one thread for every core, each with a batch of its own: none waits for another, and a
     neighbour slows the one whose core it shares, where threads that share a batch all wait for it.
+    On CUDA one batch travels while another is computed; each is computed as it would be alone.
     """
     import torch
 
     threads = torch.get_num_threads()  # physical cores, or OMP_NUM_THREADS
+    if device.startswith("cuda"):
+        return Hands(2, fixed or threads, "one travels while the other is computed")
     if device != "cpu":
         return Hands(1, fixed or threads)
     each = fixed or -(-threads // _MOST_HANDS)
     count = max(1, threads // each)
     return Hands(count, each, f"{_count(each, 'thread')} each of {_count(threads, 'core')}")
+
+
+def choose_writers(device: str) -> int:
+    """Batches written at a time: a GPU gives more maps than one thread can write."""
+    return _GPU_WRITERS if device.startswith("cuda") else 1
 
 
 def _count(number: int, what: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -46,6 +47,13 @@ def entries_left(
                 yield entry, left
 
 
+class _Lines(threading.local):
+    """What a writer thread has written and not yet recorded."""
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+
+
 class Recorder:
     """Takes rows from the runner into store and ledger; knows which images are done."""
 
@@ -62,7 +70,7 @@ class Recorder:
         self.resolved, self.overwrite = resolved, overwrite
         self.skipped = 0
         self.on_replaced: Callable[[], None] = lambda: None
-        self._lines: list[Line] = []
+        self._written = _Lines()
         self._stale: set[str] = set()  # on their way: maps of a source that has changed since
 
     def todo(self, folders: Iterable[list[Entry]]) -> Iterator[Entry]:
@@ -114,12 +122,12 @@ class Recorder:
         result = Result(image.ref, features, image.mask, image.sha256, meta, notes)
         written = self.store.write(key, result)
         self._stale.discard(key)
-        self._lines.append(_line(image.ref, image.sha256, feature, written, meta["notes"]))
+        self._written.lines.append(_line(image.ref, image.sha256, feature, written, meta["notes"]))
 
     def flush(self) -> None:
-        if self._lines:
-            self.ledger.record(self._lines)
-            self._lines = []
+        lines, self._written.lines = self._written.lines, []
+        if lines:
+            self.ledger.record(lines)
 
     def fail(self, failure: Failure) -> None:
         self.ledger.fail(failure)

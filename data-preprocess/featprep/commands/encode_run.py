@@ -16,7 +16,7 @@ from featprep.commands.console import Progress, Teller, say
 from featprep.commands.encode_parts import Part, decided_before, open_parts, open_source
 from featprep.commands.stopping import Stopping
 from featprep.config import EncodeConfig
-from featprep.decoding import DecodePool
+from featprep.decode_pool import DecodePool
 from featprep.differences import Fingerprint
 from featprep.ledger import Ledger, LedgerOptions, RunIdentity, folder_of
 from featprep.naming import printable
@@ -101,6 +101,7 @@ class EncodeRun:
             workers=self.pool.workers,
             hands=self.hands.count,
             on_hand=lambda: devices.hold_threads(self.hands.threads),
+            writers=devices.choose_writers(self.parts[0].session.device),
             stop=self.stopping.asked,
         )
         return runner.run(entries_left(recorders, self.parts[0].source.folders()))

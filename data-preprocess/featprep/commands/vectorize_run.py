@@ -12,7 +12,8 @@ from featprep.commands.console import say
 from featprep.commands.vectorize_job import VectorJob
 from featprep.commands.vectorize_table import TableRun, make_ledger
 from featprep.config import EncodeConfig
-from featprep.decoding import DecodePool, prepare_job
+from featprep.decode_pool import DecodePool
+from featprep.decoding import prepare_job
 from featprep.encoders.base import ModelName
 from featprep.errors import FeatprepError, ImageError, UsageError
 from featprep.ledger import read_run

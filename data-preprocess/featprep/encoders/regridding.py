@@ -45,6 +45,7 @@ class RegriddedEncoder:
                 maps=maps,
                 prefix=None if found.prefix is None else _cast(found.prefix, want),
                 pooled=None if found.pooled is None else _cast(found.pooled, want),
+                finite=None,  # it was seen in float32
             )
         raise OutOfMemoryError(f"no room for {len(pixels)} maps of {self.cells} cells")
 
