@@ -99,9 +99,10 @@ class BatchEncoder:
         self, encoder: Encoder, want: Want, part: Sequence[Prepared], size: int
     ) -> FeatureMaps | None:
         """What a padded batch gives, or None where memory ran out."""
-        pixels = np.zeros((size, *part[0].pixels.shape), dtype=np.uint8)
+        pixels = np.empty((size, *part[0].pixels.shape), dtype=np.uint8)
         for row, image in zip(pixels, part, strict=False):
             row[...] = image.pixels
+        pixels[len(part) :] = 0
         try:
             return encoder.encode(pixels, want)
         except OutOfMemoryError:

@@ -118,11 +118,13 @@ class Recorder:
         if self.ledger.line(key) is not None:
             self.store.remove(key)
             self.ledger.forget(key)
-        meta = self._meta(image, list(feature.shape), str(feature.dtype), notes)
+        shape, dtype = list(feature.shape), self.resolved.want.dtype
+        meta = self._meta(image, shape, dtype, notes) if self.store.meta else {}
         result = Result(image.ref, features, image.mask, image.sha256, meta, notes)
         written = self.store.write(key, result)
         self._stale.discard(key)
-        self._written.lines.append(_line(image.ref, image.sha256, feature, written, meta["notes"]))
+        noted = _noted(image, notes)
+        self._written.lines.append(_line(image.ref, image.sha256, shape, dtype, written, noted))
 
     def flush(self) -> None:
         lines, self._written.lines = self._written.lines, []
@@ -139,8 +141,8 @@ class Recorder:
         self, image: Prepared, shape: list[int], dtype: str, notes: Iterable[str]
     ) -> dict[str, Any]:
         feature = {"shape": shape, "dtype": dtype, "hidden_dim": shape[0], "grid": shape[1:]}
-        noted = list(dict.fromkeys([*image.meta["notes"], *notes]))
-        return {"key": image.ref.key, **image.meta, **self.run_meta, **feature, "notes": noted}
+        own = {"key": image.ref.key, "notes": _noted(image, notes)}
+        return {**image.meta, **self.run_meta, **feature, **own}
 
     def _is_left(self, ref: ImageRef, standing: Standing) -> bool:
         has_feature = standing.has(ref.key + FEATURE)
@@ -175,7 +177,8 @@ class Recorder:
         if not self._is_ours(features, mask) or told.get("sha256") != sha256:
             return False
         notes = list(told.get("notes", []))
-        self.ledger.record([_line(ref, sha256, features.map, written, notes)])
+        shape, dtype = list(features.map.shape), str(features.map.dtype)
+        self.ledger.record([_line(ref, sha256, shape, dtype, written, notes)])
         return True
 
     def _files(self, key: str) -> list[str]:
@@ -204,8 +207,17 @@ class Recorder:
         return has_vectors and shape in (None, features.map.shape)
 
 
+def _noted(image: Prepared, notes: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys([*image.meta["notes"], *notes]))
+
+
 def _line(
-    ref: ImageRef, sha256: str, feature: AnyArray, written: dict[str, Written], notes: list[str]
+    ref: ImageRef,
+    sha256: str,
+    shape: list[int],
+    dtype: str,
+    written: dict[str, Written],
+    notes: list[str],
 ) -> Line:
     return {
         "key": ref.key,
@@ -213,8 +225,8 @@ def _line(
         "size": ref.size,
         "mtime_ns": ref.mtime_ns,
         "sha256": sha256,
-        "shape": list(feature.shape),
-        "dtype": str(feature.dtype),
+        "shape": shape,
+        "dtype": dtype,
         **_files_of(written),
         "notes": notes,
     }

@@ -44,8 +44,8 @@ def run(config: EncodeConfig, family: str) -> int:
     workers, _ = devices.choose_workers(config.workers)
     with DecodePool(workers, config.decode_timeout) as pool:  # starts while torch is imported
         for part in parts:
-            size, threads = decided_before(part.config)
-            part.take(open_session(part.config, part.name, batch_size=size, threads=threads))
+            before = decided_before(part.config)
+            part.take(open_session(part.config, part.name, before=before, images=part.left))
         lines.introduce(config, parts)
         return EncodeRun(config, parts, pool).go()
 
@@ -147,6 +147,7 @@ def _identity(session: Session, root: str) -> RunIdentity:
     about = {
         "device": devices.device_title(session.device),
         "batch_size": session.batch_size,
+        "compile": session.compiled,
         "precision": session.precision.reason,
         "weights_files": dict(session.encoder.weights_files),
         "versions": devices.library_versions(),

@@ -38,6 +38,15 @@ def compile_blocks(network: nn.Module, want: Want) -> int:
     return compiled
 
 
+def is_failure(error: BaseException) -> bool:
+    """Whether torch.compile could not do its work: no compiler, no Triton, a network it refuses."""
+    import torch._dynamo.exc
+    import torch._inductor.exc
+
+    kinds = (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError)
+    return isinstance(error, kinds)
+
+
 def _stacks(network: nn.Module) -> Iterator[Sequence[Any]]:
     """Lists of blocks of one kind and shape, as a ViT has them; Swin's stages are of several."""
     from torch import nn

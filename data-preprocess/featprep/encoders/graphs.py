@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _RECORDING = threading.Lock()  # one at a time: recording stops what the device does elsewhere
+_NOT_RECORDED = "captur"  # how CUDA and torch word it
 _WARM = 3  # passes before it, in which libraries choose their kernels and take their memory
 
 Forward = Callable[["Tensor"], dict[str, "Tensor"]]
@@ -30,7 +31,8 @@ class Graph:
 
     def run(self, key: Any, pixels: Tensor, forward: Forward) -> dict[str, Tensor]:
         """`forward(pixels)`, replayed where it was recorded for this `key` and shape. The tensors
-        hold until the next call. What is met first is recorded: a run has one size of batch."""
+        hold until the next call. What is met first is recorded: a run has one size of batch. A
+        network that asks the host on its way cannot be recorded, and runs as it did."""
         key = (key, tuple(pixels.shape))
         if self._key is None:
             self._record(key, pixels, forward)
@@ -48,6 +50,12 @@ class Graph:
                 forward(pixels)
             graph, held = torch.cuda.CUDAGraph(), pixels.clone()
             stream = torch.cuda.current_stream(pixels.device)
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                found = forward(held)
+            try:
+                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                    found = forward(held)
+            except RuntimeError as error:
+                if _NOT_RECORDED not in str(error):
+                    raise
+                self._key = "cannot be recorded"
+                return
         self._key, self._graph, self._pixels, self._found = key, graph, held, found

@@ -32,6 +32,9 @@ class RegriddedEncoder:
     def tokens(self, height: int, width: int) -> tuple[int, int]:
         return self.inner.tokens(height, width)
 
+    def compile(self, want: Want) -> None:
+        self.inner.compile(want)
+
     def encode(self, pixels: UInt8, want: Want) -> FeatureMaps:
         found = self.inner.encode(pixels, replace(want, dtype="float32"))
         try:

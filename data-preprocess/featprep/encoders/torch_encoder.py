@@ -17,7 +17,7 @@ from featprep.encoders.base import EncoderSpec, LoadOptions, Want, check_pos_emb
 from featprep.encoders.fixed_kernels import fixed_kernels, is_missing
 from featprep.encoders.graphs import Graph
 from featprep.encoders.transfer import Transfer
-from featprep.encoders.weights import Found
+from featprep.encoders.weights import Found, one_line
 from featprep.errors import OutOfMemoryError, UsageError
 from featprep.records import FeatureMaps, UInt8
 
@@ -64,6 +64,7 @@ class TorchEncoder(ABC):
         self._compute: torch.dtype = getattr(torch, options.compute)
         self._transfer = Transfer(options.device)
         self._graph: Graph | None = None
+        self._is_compiled = False
         # Tensors, not numbers: CUDA multiplies by the reciprocal of a number, one ulp off ToTensor.
         self._scale = torch.tensor(255.0, device=options.device)
         self._mean = torch.tensor(spec.mean, device=options.device).view(3, 1, 1)
@@ -115,6 +116,11 @@ class TorchEncoder(ABC):
                     "operation that torch has no deterministic form of; use --device cpu, or "
                     "--no_deterministic"
                 ) from error
+            if self._is_compiled and compiling.is_failure(error):
+                raise UsageError(
+                    f"--compile: torch.compile fails on {self.spec.name} here "
+                    f"({one_line(error, 200)}); use --compile off"
+                ) from error
             if not is_out_of_memory(error):
                 raise
         # Out here, so that no traceback keeps the batch's tensors alive while the runner halves it.
@@ -142,9 +148,10 @@ class TorchEncoder(ABC):
         """Make forward passes faster for a run that takes `want` from batches of one size."""
         from torch import nn
 
-        for module in vars(self).values():
-            if isinstance(module, nn.Module):
-                compiling.compile_blocks(module, want)
+        self._is_compiled = True
+        modules = {id(part): part for part in vars(self).values() if isinstance(part, nn.Module)}
+        for module in modules.values():
+            compiling.compile_blocks(module, want)
         if self._transfer.is_cuda:
             self._graph = Graph()
 
