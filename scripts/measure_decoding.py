@@ -17,7 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "data-preprocess"))
 
-from featprep.decoding import DecodePool, DecodeRules, prepare
+from featprep.decode_pool import DecodePool
+from featprep.decoding import DecodeRules, prepare
 from featprep.geometry import Geometry
 from featprep.images import SUFFIXES
 from featprep.records import Failure, ImageRef

@@ -17,9 +17,10 @@ from featprep.encoders.base import EncoderSpec, ModelName, Recipe, Want
 from featprep.errors import OutOfMemoryError
 from featprep.records import AnyArray, FeatureMaps, UInt8
 from featprep.resolve import resolve, wrapped
-from featprep.session import Session
+from featprep.session import Decided, Session
 
 PATCH = 8
+NOTHING_DECIDED = Decided()
 
 SPEC = EncoderSpec(
     name="fake:mean",
@@ -79,6 +80,9 @@ class FakeEncoder:
     def tokens(self, height: int, width: int) -> tuple[int, int]:
         return (height // PATCH) * (width // PATCH), 3
 
+    def compile(self, want: Want) -> None:
+        """There is nothing to compile."""
+
     def encode(self, pixels: UInt8, want: Want) -> FeatureMaps:
         self.calls.append(pixels.shape)
         self.before(pixels)
@@ -114,17 +118,17 @@ def fake_session(encoder: FakeEncoder, exact: FakeEncoder | None = None) -> Call
         config: EncodeConfig,
         name: ModelName,
         *,
-        batch_size: int | None = None,
-        threads: int | None = None,
+        before: Decided = NOTHING_DECIDED,
+        images: int = 0,
     ) -> Session:
         storage = "float16" if config.fp16 else "float32"
         precision = Precision("float32", storage, "default")  # type: ignore[arg-type]
         resolved = resolve(config, encoder.spec, storage, encoder.grid, is_plain=False)
-        size = config.batch_size or batch_size or 4
+        size = config.batch_size or before.batch_size or 4
         whole = wrapped(encoder, config, resolved)
         twin = wrapped(exact, config, resolved) if exact else whole
         reason = "as the test has it"
-        fixed = (threads or 2) if config.deterministic else None
+        fixed = (before.threads or 2) if config.deterministic else None
         return Session(config, whole, lambda: twin, resolved, precision, "cpu", size, reason, fixed)
 
     return open_session

@@ -1,11 +1,8 @@
-"""Decoding in processes of its own: what hangs or dies costs its image alone."""
+"""One decode job: from a path to the network's pixels, or what is wrong with it."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from featprep import decoding
-from featprep.decoding import DecodePool, DecodeRules, prepare, prepare_job
+from featprep.decoding import DecodeRules, prepare, prepare_job
 from featprep.geometry import Geometry
 from featprep.records import Failure, ImageRef, Prepared
 from PIL import Image
@@ -31,15 +28,6 @@ def _ref(path: Path) -> ImageRef:
 def _image(path: Path) -> Path:
     Image.new("RGB", (40, 32), (9, 8, 7)).save(path)
     return path
-
-
-def hang_or_die(ref: ImageRef, rules: list[DecodeRules]) -> tuple[Prepared | Failure, ...]:
-    """Stands for a decoder with a defect; spawned workers import it from this file."""
-    if ref.key == "hangs":
-        time.sleep(600)
-    if ref.key == "dies":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    return prepare_job(ref, rules)
 
 
 def test_one_job_gives_pixels_mask_digest_and_what_was_read(tmp_path: Path) -> None:
@@ -60,50 +48,6 @@ def test_a_file_that_vanished_is_a_failure_at_reading(tmp_path: Path) -> None:
     assert prepare(_ref(tmp_path / "gone.png"), RULES) == Failure(
         "gone", "gone.png", "read", "No such file or directory"
     )
-
-
-def test_a_decoder_that_hangs_or_dies_costs_its_image_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = ["a", "hangs", "b", "dies", "c", "d"]
-    refs = [_ref(_image(tmp_path / f"{name}.png")) for name in names]
-    monkeypatch.setattr(decoding, "prepare_job", hang_or_die)
-    with DecodePool(workers=2, timeout_s=1.5) as pool:
-        outcomes = list(pool.map(refs, RULES, ahead=4))
-    failed = {o.key: (o.stage, o.reason) for o in outcomes if isinstance(o, Failure)}
-    assert failed == {
-        "hangs": ("decode", "decoding took longer than 1.5 s (--decode_timeout)"),
-        "dies": ("decode", "the decoder died (SIGSEGV)"),
-    }
-    assert sorted(o.ref.key for o in outcomes if isinstance(o, Prepared)) == ["a", "b", "c", "d"]
-
-
-def test_no_more_images_are_taken_ahead_than_allowed(tmp_path: Path) -> None:
-    path, taken = _image(tmp_path / "a.png"), []
-
-    def refs():  # noqa: ANN202
-        for i in range(12):
-            taken.append(i)
-            yield ImageRef(str(i), "a.png", str(path), 0, 0)
-
-    with DecodePool(workers=1, timeout_s=60) as pool:
-        outcomes = pool.map(refs(), RULES, ahead=3)
-        for done in range(1, 10):
-            next(outcomes)
-            assert len(taken) <= done + 3
-
-
-def test_workers_import_no_torch(tmp_path: Path) -> None:
-    with DecodePool(workers=1, timeout_s=60) as pool:
-        next(iter(pool.map([_ref(_image(tmp_path / "a.png"))], RULES, ahead=1)))
-        loaded = pool._pool.schedule(_loaded_modules).result()
-    assert loaded == []
-
-
-def _loaded_modules() -> list[str]:
-    import sys
-
-    return [name for name in ("torch", "transformers", "clip", "cv2") if name in sys.modules]
 
 
 def test_one_job_decodes_once_and_draws_once_what_two_networks_see_alike(
@@ -139,11 +83,7 @@ def test_one_job_decodes_once_and_draws_once_what_two_networks_see_alike(
 def test_an_image_that_one_network_cannot_take_fails_for_that_one_alone(tmp_path: Path) -> None:
     keep = Geometry("keep", None, 8, None)
     rules = [DecodeRules(replace(keep, tile=(64, 64))), DecodeRules(keep)]
-    with DecodePool(workers=1, timeout_s=60) as pool:
-        jobs = [(_ref(_image(tmp_path / "a.png")), (0, 1)), (_ref(tmp_path / "gone.png"), (1,))]
-        outcomes = {o[1].ref.key if 0 in o else "gone": o for o in pool.run(jobs, rules, ahead=2)}
-    failed, done = outcomes["a"][0], outcomes["a"][1]
+    failed, done = prepare_job(_ref(_image(tmp_path / "a.png")), rules)
     assert isinstance(failed, Failure)
     assert failed.reason.startswith("40×32 pixels give an input of 40×32, smaller than --tile")
     assert isinstance(done, Prepared)
-    assert outcomes["gone"] == {1: Failure("gone", "gone.png", "read", "No such file or directory")}

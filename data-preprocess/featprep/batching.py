@@ -99,9 +99,10 @@ class BatchEncoder:
         self, encoder: Encoder, want: Want, part: Sequence[Prepared], size: int
     ) -> FeatureMaps | None:
         """What a padded batch gives, or None where memory ran out."""
-        pixels = np.zeros((size, *part[0].pixels.shape), dtype=np.uint8)
+        pixels = np.empty((size, *part[0].pixels.shape), dtype=np.uint8)
         for row, image in zip(pixels, part, strict=False):
             row[...] = image.pixels
+        pixels[len(part) :] = 0
         try:
             return encoder.encode(pixels, want)
         except OutOfMemoryError:
@@ -111,7 +112,8 @@ class BatchEncoder:
         for i, image in enumerate(part):
             features = _row(maps, i)
             _check_grids(image, features)
-            if _not_finite(features) is None:
+            is_finite = maps.finite is not None and maps.finite[i]
+            if is_finite or _not_finite(features) is None:
                 yield image, self._with_masked(image, features), ()
             else:
                 yield self._again(image)
@@ -172,7 +174,14 @@ def _named(features: Features) -> Iterator[tuple[str, AnyArray]]:
 
 def _not_finite(features: Features) -> str | None:
     """The first array that is not."""
-    return next((name for name, array in _named(features) if not np.isfinite(array).all()), None)
+    return next((name for name, array in _named(features) if not _is_finite(array)), None)
+
+
+def _is_finite(array: AnyArray) -> bool:
+    if array.dtype == np.float16:  # an eighth of the time of isfinite, which has no float16
+        bits = array.view(np.uint16) & 0x7C00
+        return not bool((bits == 0x7C00).any())
+    return bool(np.isfinite(array).all())
 
 
 def _check_grids(image: Prepared, features: Features) -> None:

@@ -137,8 +137,9 @@ class EncodeConfig:
     )
     device: str = _setting(
         "auto",
-        kinds.text("auto, cpu, cuda, gpu, cuda:N, mps"),
-        "where the encoder runs; auto is cuda, else mps, else cpu",
+        kinds.text("auto, cpu, cuda, gpu, cuda:N, mps; several as cuda:0,cuda:1"),
+        "where the encoder runs; auto is cuda, else mps, else cpu; several share the images, a "
+        "process each",
     )
     fp16: bool = _setting(
         False, kinds.switch(), "half-precision compute where it pays, float16 storage"
@@ -148,6 +149,12 @@ class EncodeConfig:
     )
     batch_size: int | None = _setting(
         None, kinds.count(1, auto=True), "images a forward pass", "auto"
+    )
+    compile: str = _setting(
+        "auto",
+        kinds.choice("auto", "on", "off"),
+        "transformers' blocks through torch.compile, and on CUDA a batch as one graph; auto: where "
+        "a run is long enough to gain by it",
     )
     deterministic: bool = _setting(
         False,

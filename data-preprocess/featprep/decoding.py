@@ -1,29 +1,17 @@
-"""One decode job: read → decode → place → render → mask; and the processes that run it.
-
-A decoder that hangs is stopped at a time limit, one that crashes takes only its worker along:
-either costs its image alone. Workers import no torch. Knows no encoder, no store, no run.
-"""
+"""One decode job: read → decode → place → render → mask. Knows no encoder, no store, no run, and
+imports no torch: decode_pool.py runs it in processes of its own."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import multiprocessing
 import os
-import queue
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
-
-from pebble import ProcessExpired, ProcessPool
+from typing import Any
 
 from featprep import images
-from featprep.codec_state import mute_decoders
 from featprep.errors import ImageError
 from featprep.geometry import Geometry, Placement, place, render
 from featprep.image_files import read_image_file
@@ -185,89 +173,3 @@ def _mask_candidates(folder: str, stem: str, name: str) -> list[str]:
     wanted += [stem + suffix.upper() for suffix in sorted(images.SUFFIXES)]
     found = [name_ for name_ in wanted if os.path.exists(os.path.join(folder, name_))]
     return [name] if name in found else found
-
-
-class DecodePool:
-    """Worker processes that run `prepare`, each image under a time limit. A context manager."""
-
-    def __init__(self, workers: int, timeout_s: float) -> None:
-        self.workers, self.timeout_s = workers, timeout_s
-        self._pool = ProcessPool(
-            max_workers=workers,
-            # spawn: a fork of a process with torch's threads can deadlock
-            context=multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(os.getpid(),),
-        )
-
-    def __enter__(self) -> Self:
-        for _ in range(self.workers):  # start them now, while the caller loads its weights
-            self._pool.schedule(os.getpid)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.stop()  # type: ignore[no-untyped-call]
-        self._pool.join()
-
-    def map(self, refs: Iterable[ImageRef], rules: DecodeRules, ahead: int) -> Iterator[Outcome]:
-        """Outcomes in the order they are ready, at most `ahead` images in flight or unclaimed."""
-        for outcomes in self.run(((ref, (0,)) for ref in refs), (rules,), ahead):
-            yield outcomes[0]
-
-    def run(
-        self,
-        jobs: Iterable[tuple[ImageRef, tuple[int, ...]]],
-        rules: Sequence[DecodeRules],
-        ahead: int,
-    ) -> Iterator[dict[int, Outcome]]:
-        """The same for several networks: of each image, and the numbers of the rules it is wanted
-        under, the outcome under each."""
-        ready: Ready = queue.SimpleQueue()
-        flying = 0
-        for ref, lanes in jobs:
-            args = [ref, [rules[lane] for lane in lanes]]
-            future = self._pool.schedule(prepare_job, args=args, timeout=self.timeout_s)
-            future.add_done_callback(_deliver(ready, ref, lanes))
-            flying += 1
-            if flying >= ahead:
-                yield self._collect(ready)
-                flying -= 1
-        for _ in range(flying):
-            yield self._collect(ready)
-
-    def _collect(self, ready: Ready) -> dict[int, Outcome]:
-        ref, lanes, future = ready.get()
-        try:
-            return dict(zip(lanes, future.result(), strict=True))
-        except TimeoutError:
-            reason = f"decoding took longer than {self.timeout_s:g} s (--decode_timeout)"
-        except ProcessExpired as error:
-            reason = f"the decoder died ({_cause_of_death(error.exitcode)})"
-        return dict.fromkeys(lanes, Failure(ref.key, ref.source, "decode", reason))
-
-
-Ready = queue.SimpleQueue[tuple[ImageRef, tuple[int, ...], Future[tuple[Outcome, ...]]]]
-
-
-def _deliver(ready: Ready, ref: ImageRef, lanes: tuple[int, ...]) -> Callable[[Future[Any]], None]:
-    return lambda future: ready.put((ref, lanes, future))
-
-
-def _cause_of_death(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
-        with contextlib.suppress(ValueError):
-            return signal.Signals(-exitcode).name
-    return f"exit code {exitcode}"
-
-
-def _start_worker(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    mute_decoders()
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-
-
-def _die_with(parent: int) -> None:
-    """A parent killed outright cannot stop its workers."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)

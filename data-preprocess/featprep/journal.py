@@ -102,7 +102,8 @@ class LineIndex:
         self, folder: str, pattern: str, is_wanted: Callable[[str], bool] = lambda name: True
     ) -> None:
         """An empty `pattern` starts with nothing; `is_wanted` picks among the file names."""
-        self._lock = threading.Lock()  # the writer records while the main thread asks
+        self._lock = threading.Lock()  # the writers record while the main thread asks
+        self._is_empty = True
         self._db = sqlite3.connect("", check_same_thread=False)  # "": a private file, gone at close
         # An index beside the rows takes half the time of rows in key order.
         self._do("CREATE TABLE lines (key BLOB PRIMARY KEY, line BLOB)")
@@ -116,11 +117,15 @@ class LineIndex:
         self._put((line["key"], _raw(line)) for line in lines)
 
     def get(self, key: str) -> Line | None:
+        if self._is_empty:
+            return None
         with self._lock:
             row = self._do("SELECT line FROM lines WHERE key = ?", key).fetchone()
         return json.loads(row[0]) if row else None
 
     def drop(self, key: str) -> None:
+        if self._is_empty:
+            return
         with self._lock:
             self._do("DELETE FROM lines WHERE key = ?", key)
 
@@ -142,6 +147,7 @@ class LineIndex:
     def _put(self, rows: Iterable[tuple[str, bytes]]) -> None:
         blobs = ((os.fsencode(key), raw) for key, raw in rows)
         with self._lock, _full_disk_told():
+            self._is_empty = False
             self._db.executemany("INSERT OR REPLACE INTO lines VALUES (?, ?)", blobs)
 
     def _do(self, statement: str, *keys: str) -> sqlite3.Cursor:

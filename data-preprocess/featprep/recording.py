@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -46,6 +47,13 @@ def entries_left(
                 yield entry, left
 
 
+class _Lines(threading.local):
+    """What a writer thread has written and not yet recorded."""
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+
+
 class Recorder:
     """Takes rows from the runner into store and ledger; knows which images are done."""
 
@@ -62,7 +70,7 @@ class Recorder:
         self.resolved, self.overwrite = resolved, overwrite
         self.skipped = 0
         self.on_replaced: Callable[[], None] = lambda: None
-        self._lines: list[Line] = []
+        self._written = _Lines()
         self._stale: set[str] = set()  # on their way: maps of a source that has changed since
 
     def todo(self, folders: Iterable[list[Entry]]) -> Iterator[Entry]:
@@ -110,16 +118,18 @@ class Recorder:
         if self.ledger.line(key) is not None:
             self.store.remove(key)
             self.ledger.forget(key)
-        meta = self._meta(image, list(feature.shape), str(feature.dtype), notes)
+        shape, dtype = list(feature.shape), self.resolved.want.dtype
+        meta = self._meta(image, shape, dtype, notes) if self.store.meta else {}
         result = Result(image.ref, features, image.mask, image.sha256, meta, notes)
         written = self.store.write(key, result)
         self._stale.discard(key)
-        self._lines.append(_line(image.ref, image.sha256, feature, written, meta["notes"]))
+        noted = _noted(image, notes)
+        self._written.lines.append(_line(image.ref, image.sha256, shape, dtype, written, noted))
 
     def flush(self) -> None:
-        if self._lines:
-            self.ledger.record(self._lines)
-            self._lines = []
+        lines, self._written.lines = self._written.lines, []
+        if lines:
+            self.ledger.record(lines)
 
     def fail(self, failure: Failure) -> None:
         self.ledger.fail(failure)
@@ -131,8 +141,8 @@ class Recorder:
         self, image: Prepared, shape: list[int], dtype: str, notes: Iterable[str]
     ) -> dict[str, Any]:
         feature = {"shape": shape, "dtype": dtype, "hidden_dim": shape[0], "grid": shape[1:]}
-        noted = list(dict.fromkeys([*image.meta["notes"], *notes]))
-        return {"key": image.ref.key, **image.meta, **self.run_meta, **feature, "notes": noted}
+        own = {"key": image.ref.key, "notes": _noted(image, notes)}
+        return {**image.meta, **self.run_meta, **feature, **own}
 
     def _is_left(self, ref: ImageRef, standing: Standing) -> bool:
         has_feature = standing.has(ref.key + FEATURE)
@@ -167,7 +177,8 @@ class Recorder:
         if not self._is_ours(features, mask) or told.get("sha256") != sha256:
             return False
         notes = list(told.get("notes", []))
-        self.ledger.record([_line(ref, sha256, features.map, written, notes)])
+        shape, dtype = list(features.map.shape), str(features.map.dtype)
+        self.ledger.record([_line(ref, sha256, shape, dtype, written, notes)])
         return True
 
     def _files(self, key: str) -> list[str]:
@@ -196,8 +207,17 @@ class Recorder:
         return has_vectors and shape in (None, features.map.shape)
 
 
+def _noted(image: Prepared, notes: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys([*image.meta["notes"], *notes]))
+
+
 def _line(
-    ref: ImageRef, sha256: str, feature: AnyArray, written: dict[str, Written], notes: list[str]
+    ref: ImageRef,
+    sha256: str,
+    shape: list[int],
+    dtype: str,
+    written: dict[str, Written],
+    notes: list[str],
 ) -> Line:
     return {
         "key": ref.key,
@@ -205,8 +225,8 @@ def _line(
         "size": ref.size,
         "mtime_ns": ref.mtime_ns,
         "sha256": sha256,
-        "shape": list(feature.shape),
-        "dtype": str(feature.dtype),
+        "shape": shape,
+        "dtype": dtype,
         **_files_of(written),
         "notes": notes,
     }

@@ -81,7 +81,8 @@ class FeatureMaps:
     `maps`: layer → (B, C, grid_h, grid_w), float32 or float16, layer counted from 0. `prefix`:
     (B, P, C), CLS first, then registers, or None. `pooled`: (B, D) or None. `masks` and `masked`
     are filled by `featprep.encode` alone: (B, grid_h, grid_w), and layer → (B, C), the mean over
-    the cells weighted by the mask.
+    the cells weighted by the mask. `finite`: (B,) bool, whether all of an image's numbers are,
+    where the device has looked.
     """
 
     maps: Mapping[int, AnyArray]
@@ -89,6 +90,7 @@ class FeatureMaps:
     pooled: AnyArray | None = None
     masks: AnyArray | None = None
     masked: Mapping[int, AnyArray] | None = None
+    finite: AnyArray | None = None
 
     @property
     def map(self) -> AnyArray:

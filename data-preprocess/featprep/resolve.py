@@ -255,11 +255,14 @@ def fingerprint(
     }
 
 
-def fixed(config: EncodeConfig, threads: int | None, batch_size: int | None) -> dict[str, Any]:
+def fixed(
+    config: EncodeConfig, threads: int | None, batch_size: int | None, compiled: bool = False
+) -> dict[str, Any]:
     """What --deterministic adds to the fingerprint: the last bits depend on these too."""
     if not config.deterministic:
         return {}
-    return {"deterministic": True, "threads": threads, "batch_size": batch_size}
+    run = {"deterministic": True, "threads": threads, "batch_size": batch_size}
+    return run | ({"compile": True} if compiled else {})
 
 
 def _taken(resolved: Resolved) -> dict[str, Any]:

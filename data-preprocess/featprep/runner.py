@@ -1,7 +1,7 @@
 """read → decode → batch → encode → store: the loop, its clocks and its way out.
 
 Given builders of stages, it only moves images along: decoding in worker processes, encoding in as
-many threads as batches are encoded at a time, writing in one more, each behind a bounded queue. An
+many threads as batches are encoded at a time, writing in others, each behind a bounded queue. An
 image may be for several encoders: it is decoded once and goes down the lane of each. Knows no
 format and no model. Memory is bounded by batch × queue depth, whatever the number of images.
 """
@@ -30,10 +30,11 @@ Decode = Callable[
 
 
 class Sink(Protocol):
-    """Where rows go; called from the writer thread alone.
+    """Where rows go; called from the writer threads alone, with several from all of them at once.
 
     `write` stores one image; ImageError is that image's failure, anything else ends the run.
-    `flush` is called a batch at a time, after its writes. `fail` records a failure.
+    `flush` is called a batch at a time, after its writes and in their thread. `fail` records a
+    failure.
     """
 
     def write(self, row: Row) -> None: ...
@@ -42,7 +43,7 @@ class Sink(Protocol):
 
 
 class Events:
-    """What a run tells while it goes; the base class listens to nothing."""
+    """What a run tells while it goes, one thing at a time; the base class listens to nothing."""
 
     def on_row(self, image: Prepared, features: Features) -> None: ...
     def on_failure(self, failure: Failure) -> None: ...
@@ -69,6 +70,7 @@ class Totals:
     wall_s: float = 0.0
     workers: int = 1
     hands: int = 1
+    writers: int = 1
     stopped: bool = False
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("read", "decode", "encode", "write"), 0.0)
@@ -76,7 +78,10 @@ class Totals:
 
     def busy(self) -> dict[str, float]:
         """Share of the wall time each stage was at work, per worker of it, 0 … 1."""
-        hands = {"read": self.workers, "decode": self.workers, "encode": self.hands}
+        hands = {
+            "read": self.workers, "decode": self.workers, "encode": self.hands,
+            "write": self.writers,
+        }  # fmt: skip
         wall = max(self.wall_s, 1e-9)
         return {name: s / wall / hands.get(name, 1) for name, s in self.seconds.items()}
 
@@ -86,7 +91,7 @@ class Runner:
     """One run. `stop` may be set from a signal handler: what is in flight is finished and kept.
 
     `hands`: batches encoded at a time, by encoders that bear it. `on_hand`: called first in each of
-    the threads that encode.
+    the threads that encode. `writers`: batches written at a time, by sinks that bear it.
     """
 
     decode: Decode
@@ -94,10 +99,11 @@ class Runner:
     workers: int = 1
     hands: int = 1
     on_hand: Callable[[], None] = lambda: None
+    writers: int = 1
     stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self, entries: Iterable[tuple[ImageRef | Failure, Lanes]]) -> Totals:
-        totals = Totals(workers=self.workers, hands=self.hands)
+        totals = Totals(workers=self.workers, hands=self.hands, writers=self.writers)
         began = time.perf_counter()
         with Writer(totals) as writer, Hands(self, writer, totals) as hands:
             for lane, batch in self._batches(entries, writer, totals):
@@ -226,11 +232,12 @@ class Hands(Crew[list[Prepared]]):
 
 
 class Writer(Crew[Sequence[Row | Failure]]):
-    """The thread that stores."""
+    """The threads that store, a batch each at a time."""
 
     def __init__(self, totals: Totals) -> None:
-        super().__init__("writer", 1, 2)
+        super().__init__("writer", totals.writers, 2)
         self._totals = totals
+        self._lock = threading.Lock()  # of the counts, and of what is told
 
     def work(self, lane: Lane, item: Sequence[Row | Failure]) -> None:
         began = time.perf_counter()
@@ -239,7 +246,8 @@ class Writer(Crew[Sequence[Row | Failure]]):
                 self._fail(lane, row) if isinstance(row, Failure) else self._write(lane, row)
         finally:
             lane.sink.flush()  # also before an error: what has its name is recorded
-            self._totals.seconds["write"] += time.perf_counter() - began
+            with self._lock:
+                self._totals.seconds["write"] += time.perf_counter() - began
 
     def _write(self, lane: Lane, row: Row) -> None:
         image, features, _ = row
@@ -248,12 +256,14 @@ class Writer(Crew[Sequence[Row | Failure]]):
         except ImageError as error:
             self._fail(lane, Failure(image.ref.key, image.ref.source, error.stage, str(error)))
             return
-        lane.encoded += 1
-        self._totals.encoded += 1
-        lane.events.on_row(image, features)
+        with self._lock:
+            lane.encoded += 1
+            self._totals.encoded += 1
+            lane.events.on_row(image, features)
 
     def _fail(self, lane: Lane, failure: Failure) -> None:
         lane.sink.fail(failure)
-        lane.failed += 1
-        self._totals.failed += 1
-        lane.events.on_failure(failure)
+        with self._lock:
+            lane.failed += 1
+            self._totals.failed += 1
+            lane.events.on_failure(failure)

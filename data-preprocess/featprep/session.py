@@ -27,6 +27,16 @@ from featprep.resolve import (
 
 
 @dataclass(frozen=True, slots=True)
+class Decided:
+    """What holds for all runs of one output, since the last bits of maps depend on it: what `auto`
+    came to, and the threads of --deterministic. None: nothing yet."""
+
+    batch_size: int | None = None
+    threads: int | None = None
+    compiled: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """Everything that is decided once and holds for the whole run."""
 
@@ -40,6 +50,8 @@ class Session:
     batch_reason: str
     threads: int | None = None  # of the CPU, where they are fixed: --deterministic
     hands: Hands = ONE_HAND  # of a run; a caller with one thread leaves its own to torch
+    compiled: bool = False
+    compile_reason: str = ""
 
     @property
     def rules(self) -> DecodeRules:
@@ -52,7 +64,7 @@ class Session:
     def fingerprint(self) -> dict[str, Any]:
         config, encoder = self.config, self.encoder
         run = fingerprint(config, encoder.spec, encoder.digest, self.resolved, self.precision)
-        return run | fixed(config, self.threads, self.batch_size)
+        return run | fixed(config, self.threads, self.batch_size, self.compiled)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -79,14 +91,14 @@ def open_session(
     config: EncodeConfig,
     name: ModelName,
     *,
-    batch_size: int | None = None,
-    threads: int | None = None,
+    before: Decided = Decided(),
+    images: int = 0,
     pooled_if_any: bool = False,
 ) -> Session:
     """Choose device and precision, load the weights, resolve the settings.
 
-    `batch_size` is what an earlier run of the same output resolved `auto` to, and `threads` what it
-    fixed with --deterministic. `pooled_if_any`: load what the pooled vector needs, for whoever
+    `before`: what an earlier run of the same output decided. `images`: how many there are to
+    encode, which decides what pays. `pooled_if_any`: load what the pooled vector needs, for whoever
     learns from the spec that there is one. Raises UsageError and WeightsError, both before any
     image is touched.
     """
@@ -99,7 +111,7 @@ def open_session(
         trust_weights=config.trust_weights,
         want=want_of(config, precision.storage),
         quick_gelu=config.quick_gelu,
-        threads=devices.fix_threads(threads) if config.deterministic else None,
+        threads=devices.fix_threads(before.threads) if config.deterministic else None,
         pooled_if_any=pooled_if_any,
     )
     _check_early(config, name, precision)
@@ -107,7 +119,13 @@ def open_session(
     resolved = resolve(
         config, encoder.spec, precision.storage, encoder.grid, is_plain=name.is_plain
     )
-    size, reason = _batch_size(config, device, encoder, resolved, batch_size)
+    size, reason = _batch_size(config, device, encoder, resolved, before.batch_size)
+    sizes_vary = resolved.geometry.size is None and resolved.tiling is None
+    compiled, why = devices.choose_compile(
+        config.compile, device, images, sizes_vary, before.compiled
+    )
+    if compiled:
+        encoder.compile(resolved.want)
     whole = wrapped(encoder, config, resolved)
     return Session(
         config,
@@ -120,6 +138,8 @@ def open_session(
         reason,
         options.threads,
         devices.choose_hands(device, options.threads),
+        compiled,
+        why,
     )
 
 

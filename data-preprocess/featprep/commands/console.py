@@ -16,9 +16,18 @@ PLAIN_EVERY_S = 10.0
 SHOWN_FAILURES = 10
 
 
+_title = ""  # of this process, where several tell at once
+
+
+def title_lines(title: str) -> None:
+    """From now on every line begins with this, and no bar is drawn."""
+    global _title
+    _title = f"{title:<7} "
+
+
 def say(label: str, text: str) -> None:
     """One labelled line, above the bar if one is drawn."""
-    tqdm.write(f"{label:<8} {text}", file=sys.stderr)
+    tqdm.write(f"{_title}{label:<8} {text}", file=sys.stderr)
     sys.stderr.flush()
 
 
@@ -60,7 +69,7 @@ class Progress:
         self._began = self._last = time.monotonic()
         self._start = done
         self._bar = None
-        if not quiet and sys.stderr.isatty():
+        if not quiet and not _title and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=done, unit=f" {unit}", file=sys.stderr)
 
     def on_replaced(self) -> None:
@@ -113,11 +122,11 @@ class Teller(Events):
         self._pending[shape] = f"pixels {shape_text((batch, *shape))}{few} → tokens {tokens}"
 
     def on_row(self, image: Prepared, features: Features) -> None:
-        result = features_text(features, image.mask)
         pending = self._pending.pop(image.pixels.shape, None)
         if pending:
-            say("shapes", f"{self._title}{pending} → {result}")
+            say("shapes", f"{self._title}{pending} → {features_text(features, image.mask)}")
         if self._progress.verbose:
+            result = features_text(features, image.mask)
             size = "×".join(map(str, image.meta["geometry"]["source_size"]))
             source = printable(image.ref.source)
             say("image", f"{self._title}{source} {size} → {result}")

@@ -30,6 +30,10 @@ def main(argv: Sequence[str], prog: str = "featprep encode", script: str | None 
     model, tiny = ("", "tiny") if script else (" --model hf:facebook/dinov2-base", "hf:tiny")
     parser = encode_parser(prog, DESCRIPTION.format(prog=prog, model=model, tiny=tiny))
     config = read_config(parser, argv, **({"model": default} if default else {}))
-    from featprep.commands import encode_run
+    from featprep.commands import encode_devices, encode_run
 
-    return encode_run.plan(config, family) if config.plan else encode_run.run(config, family)
+    if config.plan:
+        return encode_run.plan(config, family)
+    if len(encode_devices.names_of(config)) > 1:
+        return encode_devices.run(config, family)
+    return encode_run.run(config, family)

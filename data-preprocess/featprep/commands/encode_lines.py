@@ -56,7 +56,7 @@ def introduce(config: EncodeConfig, parts: Sequence[Part]) -> None:
         _introduce_encoder(part)
     done = sum(part.census.done for part in parts)
     each = [part.session.resolved.bytes_per_image(config.save_meta) for part in parts]
-    size = sum((n or 0) * _left(part) for n, part in zip(each, parts, strict=True))
+    size = sum((n or 0) * part.left for n, part in zip(each, parts, strict=True))
     to_write = f", {size_text(size)} to write" if all(each) else ""
     several = f" for {len(parts)} encoders" if len(parts) > 1 else ""
     middle = f"{several}, {done:,} done before{to_write}"
@@ -66,10 +66,6 @@ def introduce(config: EncodeConfig, parts: Sequence[Part]) -> None:
 def unit_of(parts: Sequence[Part]) -> str:
     """What is counted: an image gives a result for each encoder."""
     return "results" if len(parts) > 1 else "images"
-
-
-def _left(part: Part) -> int:
-    return part.census.images - (0 if part.config.overwrite else part.census.done)
 
 
 def _introduce_encoder(part: Part) -> None:
@@ -96,10 +92,11 @@ def _introduce_encoder(part: Part) -> None:
 def _device_text(session: Session) -> str:
     precision, hands = session.precision, session.hands
     at_a_time = f", {hands.count} at a time ({hands.reason})" if hands.count > 1 else ""
+    compiled = f", compiled ({session.compile_reason})" if session.compiled else ""
     return (
         f"{devices.device_title(session.device)}  compute {precision.compute} "
         f"({precision.reason}), stored {precision.storage}; "
-        f"batch {session.batch_size} ({session.batch_reason}){at_a_time}"
+        f"batch {session.batch_size} ({session.batch_reason}){at_a_time}{compiled}"
     )
 
 

@@ -27,7 +27,7 @@ from featprep.ledger import (
 from featprep.lock import RunLock
 from featprep.naming import RESERVED, fold, folder_of_encoder, printable
 from featprep.resolve import Resolved, by_patch, fingerprint, fixed, resolve, want_of
-from featprep.session import Session
+from featprep.session import Decided, Session
 from featprep.sources import Census, Selection, Source, folds_case
 from featprep.standing import count_done
 from featprep.stores.npy_tree import NpyTreeStore
@@ -46,6 +46,11 @@ class Part:
     source: Source
     census: Census
     session: Session = field(init=False)
+
+    @property
+    def left(self) -> int:
+        """Images that there are to encode, as far as names tell."""
+        return self.census.images - (0 if self.config.overwrite else self.census.done)
 
     def take(self, session: Session) -> None:
         """The loaded encoder, which may be the first to know how many layers it has."""
@@ -170,12 +175,16 @@ def further_layers(config: EncodeConfig, name: ModelName) -> tuple[int, ...]:
     return tuple(sorted(wants.check(spec, want_of(config, "float32")).layers[1:]))
 
 
-def decided_before(config: EncodeConfig) -> tuple[int | None, int | None]:
-    """What is decided once for an output: the batch size that `auto` came to, since maps of one run
-    are made in batches of one size, and with --deterministic the threads."""
+def decided_before(config: EncodeConfig) -> Decided:
+    """What earlier runs of this output decided for all of them."""
     before = (None if config.overwrite else read_run(config.output)) or {}
-    size = before.get("about", {}).get("batch_size")
-    return _count(size), _count(before.get("fingerprint", {}).get("threads"))
+    about, fingerprint = before.get("about", {}), before.get("fingerprint", {})
+    compiled = about.get("compile")
+    return Decided(
+        _count(about.get("batch_size")),
+        _count(fingerprint.get("threads")),
+        compiled if isinstance(compiled, bool) else None,
+    )
 
 
 def _count(value: object) -> int | None:

@@ -16,7 +16,7 @@ from featprep.commands.console import Progress, Teller, say
 from featprep.commands.encode_parts import Part, decided_before, open_parts, open_source
 from featprep.commands.stopping import Stopping
 from featprep.config import EncodeConfig
-from featprep.decoding import DecodePool
+from featprep.decode_pool import DecodePool
 from featprep.differences import Fingerprint
 from featprep.ledger import Ledger, LedgerOptions, RunIdentity, folder_of
 from featprep.naming import printable
@@ -44,8 +44,8 @@ def run(config: EncodeConfig, family: str) -> int:
     workers, _ = devices.choose_workers(config.workers)
     with DecodePool(workers, config.decode_timeout) as pool:  # starts while torch is imported
         for part in parts:
-            size, threads = decided_before(part.config)
-            part.take(open_session(part.config, part.name, batch_size=size, threads=threads))
+            before = decided_before(part.config)
+            part.take(open_session(part.config, part.name, before=before, images=part.left))
         lines.introduce(config, parts)
         return EncodeRun(config, parts, pool).go()
 
@@ -101,6 +101,7 @@ class EncodeRun:
             workers=self.pool.workers,
             hands=self.hands.count,
             on_hand=lambda: devices.hold_threads(self.hands.threads),
+            writers=devices.choose_writers(self.parts[0].session.device),
             stop=self.stopping.asked,
         )
         return runner.run(entries_left(recorders, self.parts[0].source.folders()))
@@ -146,6 +147,7 @@ def _identity(session: Session, root: str) -> RunIdentity:
     about = {
         "device": devices.device_title(session.device),
         "batch_size": session.batch_size,
+        "compile": session.compiled,
         "precision": session.precision.reason,
         "weights_files": dict(session.encoder.weights_files),
         "versions": devices.library_versions(),

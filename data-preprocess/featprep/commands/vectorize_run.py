@@ -12,13 +12,14 @@ from featprep.commands.console import say
 from featprep.commands.vectorize_job import VectorJob
 from featprep.commands.vectorize_table import TableRun, make_ledger
 from featprep.config import EncodeConfig
-from featprep.decoding import DecodePool, prepare_job
+from featprep.decode_pool import DecodePool
+from featprep.decoding import prepare_job
 from featprep.encoders.base import ModelName
 from featprep.errors import FeatprepError, ImageError, UsageError
 from featprep.ledger import read_run
 from featprep.naming import printable
 from featprep.records import Failure
-from featprep.session import open_session
+from featprep.session import Decided, open_session
 from featprep.sources import Selection, Source
 from featprep.stores.base import check_writable
 from featprep.stores.vector_files import check_suffix
@@ -90,7 +91,8 @@ def load(job: VectorJob) -> Ensemble:
 def _load(config: EncodeConfig, value: str, before: dict[str, int]) -> Member:
     name = find_model(value)
     own = replace(config, model=value)
-    session = open_session(own, name, batch_size=before.get(str(name)), pooled_if_any=True)
+    decided = Decided(batch_size=before.get(str(name)))
+    session = open_session(own, name, before=decided, pooled_if_any=True)
     return join_member(str(name), session)
 
 

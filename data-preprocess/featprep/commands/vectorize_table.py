@@ -11,7 +11,7 @@ from featprep.commands import vectorize_lines as lines
 from featprep.commands.console import Progress, Teller, say
 from featprep.commands.stopping import Stopping
 from featprep.commands.vectorize_job import VectorJob
-from featprep.decoding import DecodePool
+from featprep.decode_pool import DecodePool
 from featprep.journal import LineIndex
 from featprep.ledger import Ledger, LedgerOptions, RunIdentity
 from featprep.ledger import folder_of as ledger_folder

@@ -194,6 +194,11 @@ class Encoder(Protocol):
         """(tokens including prefix, hidden dim), for the shapes line."""
         ...
 
+    def compile(self, want: Want) -> None:
+        """Make forward passes faster for a run that takes `want` from batches of one size. The last
+        bits of its maps may change. Before it is copied for several threads."""
+        ...
+
     def encode(self, pixels: UInt8, want: Want) -> FeatureMaps:
         """Encode (B, 3, H, W) uint8. Raises OutOfMemoryError if the device has no room for it.
 

@@ -32,6 +32,9 @@ class RegriddedEncoder:
     def tokens(self, height: int, width: int) -> tuple[int, int]:
         return self.inner.tokens(height, width)
 
+    def compile(self, want: Want) -> None:
+        self.inner.compile(want)
+
     def encode(self, pixels: UInt8, want: Want) -> FeatureMaps:
         found = self.inner.encode(pixels, replace(want, dtype="float32"))
         try:
@@ -45,6 +48,7 @@ class RegriddedEncoder:
                 maps=maps,
                 prefix=None if found.prefix is None else _cast(found.prefix, want),
                 pooled=None if found.pooled is None else _cast(found.pooled, want),
+                finite=None,  # it was seen in float32
             )
         raise OutOfMemoryError(f"no room for {len(pixels)} maps of {self.cells} cells")
 

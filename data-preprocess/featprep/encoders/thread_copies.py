@@ -34,6 +34,9 @@ class ThreadCopies:
     def tokens(self, height: int, width: int) -> tuple[int, int]:
         return self.encoder.tokens(height, width)
 
+    def compile(self, want: Want) -> None:
+        raise AssertionError("an encoder is compiled before it is copied")
+
     def encode(self, pixels: UInt8, want: Want) -> FeatureMaps:
         own = self._free.get()
         try:

@@ -123,6 +123,9 @@ class TiledEncoder:
         tokens, dim = self.inner.tokens(*self.tiling.tile)
         return len(tops) * len(lefts) * tokens, dim
 
+    def compile(self, want: Want) -> None:
+        self.inner.compile(want)
+
     def encode(self, pixels: UInt8, want: Want) -> FeatureMaps:
         refuse_vectors(want)
         try:

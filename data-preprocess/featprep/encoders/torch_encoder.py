@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from featprep.encoders import packing, wants
+from featprep.encoders import compiling, packing, wants
 from featprep.encoders.base import EncoderSpec, LoadOptions, Want, check_pos_embed
 from featprep.encoders.fixed_kernels import fixed_kernels, is_missing
-from featprep.encoders.weights import Found
+from featprep.encoders.graphs import Graph
+from featprep.encoders.transfer import Transfer
+from featprep.encoders.weights import Found, one_line
 from featprep.errors import OutOfMemoryError, UsageError
-from featprep.records import AnyArray, FeatureMaps, UInt8
+from featprep.records import FeatureMaps, UInt8
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +62,9 @@ class TorchEncoder(ABC):
         self._conv: Any = conv
         self._options = options
         self._compute: torch.dtype = getattr(torch, options.compute)
+        self._transfer = Transfer(options.device)
+        self._graph: Graph | None = None
+        self._is_compiled = False
         # Tensors, not numbers: CUDA multiplies by the reciprocal of a number, one ulp off ToTensor.
         self._scale = torch.tensor(255.0, device=options.device)
         self._mean = torch.tensor(spec.mean, device=options.device).view(3, 1, 1)
@@ -111,6 +116,11 @@ class TorchEncoder(ABC):
                     "operation that torch has no deterministic form of; use --device cpu, or "
                     "--no_deterministic"
                 ) from error
+            if self._is_compiled and compiling.is_failure(error):
+                raise UsageError(
+                    f"--compile: torch.compile fails on {self.spec.name} here "
+                    f"({one_line(error, 200)}); use --compile off"
+                ) from error
             if not is_out_of_memory(error):
                 raise
         # Out here, so that no traceback keeps the batch's tensors alive while the runner halves it.
@@ -119,30 +129,63 @@ class TorchEncoder(ABC):
     def _encode(self, pixels: UInt8, want: Want) -> FeatureMaps:
         import torch
 
+        fixed = fixed_kernels(self._options.threads)
+        with torch.inference_mode(), full_float32(), fixed, self._transfer.stream():
+            found = self._run_on_device(self._transfer.upload(pixels), want)
+            arrays = self._transfer.download(list(found.values()))
+        named = dict(zip(found, arrays, strict=True))
+        prefix, pooled = named.pop("prefix", None), named.pop("pooled", None)
+        finite = named.pop("finite", None)
+        return FeatureMaps({int(layer): map_ for layer, map_ in named.items()},
+                           prefix=prefix, pooled=pooled, finite=finite)  # fmt: skip
+
+    def _run_on_device(self, pixels: Tensor, want: Want) -> dict[str, Tensor]:
+        if self._graph is None:
+            return self._compute_on_device(pixels, want)
+        return self._graph.run(want, pixels, lambda same: self._compute_on_device(same, want))
+
+    def compile(self, want: Want) -> None:
+        """Make forward passes faster for a run that takes `want` from batches of one size."""
+        from torch import nn
+
+        self._is_compiled = True
+        modules = {id(part): part for part in vars(self).values() if isinstance(part, nn.Module)}
+        for module in modules.values():
+            compiling.compile_blocks(module, want)
+        if self._transfer.is_cuda:
+            self._graph = Graph()
+
+    def _compute_on_device(self, pixels: Tensor, want: Want) -> dict[str, Tensor]:
+        """(B, 3, H, W) uint8 → what FeatureMaps holds, maps by their layers; all on the device."""
+        import torch
+
         dtype, (height, width) = getattr(torch, want.dtype), pixels.shape[-2:]
         grids = {layer: self.grid(height, width, layer) for layer in want.layers}  # refuses sizes
-        fixed = fixed_kernels(self._options.threads)
-        with torch.inference_mode(), full_float32(), fixed:
-            taken = self._take(self.normalise(pixels), want)
-            rows, columns = grids[want.layers[0]]
-            first = taken.layers[want.layers[0]]
-            prefix = first[:, : first.shape[1] - rows * columns] if want.prefix else None
-            return FeatureMaps(
-                {
-                    layer: _to_host(_as_map(tokens, grids[layer]), dtype)
-                    for layer, tokens in taken.layers.items()
-                },
-                prefix=None if prefix is None else _to_host(prefix, dtype),
-                pooled=None if taken.pooled is None else _to_host(taken.pooled, dtype),
-            )
+        taken = self._take(self._normalised(pixels), want)
+        rows, columns = grids[want.layers[0]]
+        first = taken.layers[want.layers[0]]
+        found = {
+            str(layer): _as_map(tokens, grids[layer]) for layer, tokens in taken.layers.items()
+        }
+        if want.prefix:
+            found["prefix"] = first[:, : first.shape[1] - rows * columns]
+        if taken.pooled is not None:
+            found["pooled"] = taken.pooled
+        found = {name: tensor.to(dtype).contiguous() for name, tensor in found.items()}
+        if self._transfer.is_cuda:  # a host would be slower to look at them than to write them
+            found["finite"] = torch.stack(
+                [tensor.isfinite().flatten(1).all(dim=1) for tensor in found.values()]
+            ).all(dim=0)
+        return found
 
     def normalise(self, pixels: UInt8) -> Tensor:
         """(B, 3, H, W) uint8 → compute precision; in float32 bit for bit ToTensor and Normalize."""
+        return self._normalised(self._transfer.upload(pixels))
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
         import torch
 
-        # torch warns of arrays it may not write to, such as views of shared memory.
-        host = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
-        scaled = host.to(self._options.device).to(torch.float32).div_(self._scale)
+        scaled = pixels.to(torch.float32).div_(self._scale)
         return scaled.sub_(self._mean).div_(self._std).to(self._compute)
 
 
@@ -151,11 +194,6 @@ def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     # Never a fixed offset: the number of CLS and register tokens differs between models.
     cells = tokens[:, -rows * columns :].transpose(1, 2)
     return cells.reshape(len(cells), -1, rows, columns)
-
-
-def _to_host(tensor: Tensor, dtype: torch.dtype) -> AnyArray:
-    array: AnyArray = tensor.to(dtype).contiguous().cpu().numpy()
-    return array
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -82,7 +82,6 @@ def put_whole(path: str, parts: Parts, tag: str) -> Written:
     folder = os.path.dirname(path)
     temporary = os.path.join(folder, f"{_TEMPORARY}{tag}-{secrets.token_hex(6)}.tmp")
     try:
-        os.makedirs(folder or ".", exist_ok=True)
         return _write_and_rename(temporary, path, parts)
     except BaseException:
         _try_unlink(temporary)
@@ -91,13 +90,21 @@ def put_whole(path: str, parts: Parts, tag: str) -> Written:
 
 def _write_and_rename(temporary: str, path: str, parts: Parts) -> Written:
     digest, size = xxhash.xxh3_128(), 0
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-    with os.fdopen(os.open(temporary, flags, 0o666), "wb", buffering=0) as file:
+    with os.fdopen(_create(temporary), "wb", buffering=0) as file:
         for part in parts:
             digest.update(part)
             size += write_all(file.fileno(), part)
     os.rename(temporary, path)
     return Written(digest.hexdigest(), size)
+
+
+def _create(path: str) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+    try:
+        return os.open(path, flags, 0o666)
+    except FileNotFoundError:  # the first file of its folder
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    return os.open(path, flags, 0o666)
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> int:

@@ -7,6 +7,7 @@ own parser warns, allocates by what a header claims, and lets nearly any excepti
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -34,9 +35,16 @@ Header = tuple[tuple[int, ...], Literal["C", "F"], np.dtype[Any]]
 
 def npy(array: AnyArray) -> Parts:
     """The bytes of an .npy file, the data as they lie in memory."""
-    header, array = io.BytesIO(), np.asarray(array, order="C")
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    return header.getvalue(), array.data.cast("B")
+    array = np.asarray(array, order="C")
+    return _header(array.dtype, array.shape), array.data.cast("B")
+
+
+@functools.lru_cache(maxsize=64)
+def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    header, array = io.BytesIO(), np.broadcast_to(np.zeros((), dtype), shape)
+    described = np.lib.format.header_data_from_array_1_0(array)
+    np.lib.format.write_array_header_1_0(header, {**described, "fortran_order": False})
+    return header.getvalue()
 
 
 def read_array(path: str) -> AnyArray:
