@@ -10,6 +10,7 @@
     ├── ImageError              -  one image cannot be read or encoded: a line in failures.jsonl
     │   └── TruncatedError      -  its file ends before the image does
     ├── OutOfMemoryError        -  the device has no room for a batch: the runner halves it
+    ├── DecodersError           4  decoding processes do not live: stop; the same command resumes
     └── OutputError             4  disk full, output not writable: stop; the same command resumes
 
 Whatever else escapes is a defect of ours and exits with 1. Messages are one line: what was asked,
@@ -66,4 +67,8 @@ class OutOfMemoryError(FeatprepError):
 
 
 class OutputError(FeatprepError):
+    exit_code = 4
+
+
+class DecodersError(FeatprepError):
     exit_code = 4
