@@ -284,11 +284,17 @@ def judge(folder: Path, data: Path | None) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path)
-    words = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    words = make_parser().parse_args()
     found = judge(words.folder.resolve(), words.data)
     print(json.dumps(found, indent=1, ensure_ascii=True))
     return 1 if found["wrong"] else 0

@@ -73,6 +73,7 @@ class DecodePool:
 
     def __exit__(self, *_: object) -> None:
         self._pool.stop()  # type: ignore[no-untyped-call]
+        _end_workers()
         self._pool.join()
 
     def map(self, refs: Iterable[ImageRef], rules: DecodeRules, ahead: int) -> Iterator[Outcome]:
@@ -120,10 +121,9 @@ class DecodePool:
                 "in a row: is there memory for them? Fewer --workers take less; the same command "
                 "goes on from here"
             )
-        for process in multiprocessing.active_children():
-            if process.name == WORKERS_NAME:  # a pool that is stuck would not end them
-                process.kill()
-        threading.Thread(target=self._pool.stop, name="old decoders", daemon=True).start()
+        self._pool.stop()  # type: ignore[no-untyped-call]
+        _end_workers()
+        threading.Thread(target=self._pool.join, name="old decoders", daemon=True).start()
         self._pool = self._make()
         chunks, self._flying = list(self._flying.values()), {}
         for chunk in chunks:
@@ -167,6 +167,14 @@ def _chunks(jobs: Iterable[Wanted], most: int) -> Iterator[Chunk]:
             chunk, size = [], 0
     if chunk:
         yield chunk
+
+
+def _end_workers() -> None:
+    """Outright: one that stands still would not end otherwise, and one that only starts would
+    complain that what it was to share is gone."""
+    for process in multiprocessing.active_children():
+        if process.name == WORKERS_NAME:
+            process.kill()
 
 
 def _cause_of_death(exitcode: int | None) -> str:
