@@ -169,7 +169,13 @@ def test_on_a_cpu_every_core_has_a_batch_of_its_own(monkeypatch: pytest.MonkeyPa
     assert choose(96) == (32, 3, "3 threads each of 96 cores")
     assert choose(12, fixed=4) == (3, 4, "4 threads each of 12 cores")
     assert choose(2, fixed=4) == (1, 4, "4 threads each of 2 cores")
-    assert choose(12, "cuda:0") == (1, 12, "")
+    assert choose(12, "mps") == (1, 12, "")
+
+
+def test_on_cuda_two_batches_are_under_way_and_several_threads_write() -> None:
+    hands = devices.choose_hands("cuda:0", fixed=3)
+    assert dataclasses.astuple(hands) == (2, 3, "one travels while the other is computed")
+    assert (devices.choose_writers("cuda:1"), devices.choose_writers("cpu")) == (4, 1)
 
 
 def test_devices_have_titles_for_people(machine: Any) -> None:

@@ -681,6 +681,26 @@ def test_hub_positions_follow_the_published_formula(load: Load) -> None:
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
 
 
+def test_positions_are_interpolated_once_for_a_size_and_few_are_kept(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, sizes = load("hf"), list[object]()
+    interpolate = torch.nn.functional.interpolate
+
+    def counted(*args: Any, **options: Any) -> Any:
+        sizes.append(options["size"])
+        return interpolate(*args, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "interpolate", counted)
+    first = encoder.encode(images(1, 84, 140), Want()).map
+    assert np.array_equal(encoder.encode(images(1, 84, 140), Want()).map, first)
+    assert len(sizes) == 1
+    for rows in range(1, 9):
+        encoder.encode(images(1, 14 * rows, 56), Want())
+    assert np.array_equal(encoder.encode(images(1, 84, 140), Want()).map, first)  # made anew
+    assert len(sizes) == 10
+
+
 def test_the_conventions_differ_off_the_native_size_and_agree_on_it(load: Load) -> None:
     hub, plain = load("hf", pos_embed="hub"), load("hf")
     small, native = images(1, 140, 84), images(1, 518, 518)

@@ -12,7 +12,6 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -234,12 +233,6 @@ def let_threads_sleep() -> None:
     has set OMP_WAIT_POLICY keeps it.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def share_interpreter() -> None:
-    """Have a thread that waits for Python's lock get it soon. One that writes gives it up a dozen
-    times an image, and would wait up to 5 ms each time while another computes."""
-    sys.setswitchinterval(5e-4)
 
 
 def available_cores() -> int:

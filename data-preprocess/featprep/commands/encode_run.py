@@ -95,7 +95,6 @@ class EncodeRun:
 
     def _encode(self, lanes: Sequence[Lane], recorders: Sequence[Recorder]) -> Totals:
         rules = [part.session.rules for part in self.parts]
-        devices.share_interpreter()
         runner = Runner(
             decode=lambda jobs, ahead: self.pool.run(jobs, rules, ahead),
             lanes=lanes,
