@@ -8,12 +8,14 @@ Inputs are small real files, damaged (fuzz_inputs); what each reader may answer 
 fuzz_targets. One of eight inputs runs under a tracer, and one that reaches a new line joins those
 that are damaged further. Chunks run in forks, so that a crash or a hang of a decoder costs its
 chunk alone, and is found by the input that stands on the board. The same seed gives the same
-inputs. Prints one JSON object; the exit code is 1 if anything was found.
+inputs. Prints one JSON object, of what was done until then if it is stopped (SIGINT, SIGTERM); the
+exit code is 1 if anything was found.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import json
 import mmap
@@ -181,9 +183,16 @@ def _taken(board: mmap.mmap) -> bytes:
     return board.read(int.from_bytes(board.read(4), "little"))
 
 
-def fuzz(name: str, target: Target, inputs: int, seed: int, deadline: float) -> State:
-    """One target, a chunk in a fork after the other."""
-    state = State(target.seeds())
+def fuzz(
+    name: str,
+    target: Target,
+    inputs: int,
+    seed: int,
+    deadline: float,
+    state: State | None = None,
+) -> State:
+    """One target up to an input's number, a chunk in a fork after the other."""
+    state = state or State(target.seeds())
     while state.at < inputs and time.monotonic() < deadline:
         state = _forked(name, target, state, seed, min(inputs, state.at + CHUNK))
     return state
@@ -197,7 +206,8 @@ def _forked(name: str, target: Target, state: State, seed: int, stop: int) -> St
         if pid == 0:
             code = 1
             try:
-                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                for number in (signal.SIGALRM, signal.SIGTERM):
+                    signal.signal(number, signal.SIG_DFL)
                 chunk = Chunk(name, target, state, seed, Path(folder))
                 chunk.run(stop, board)
                 after.write_bytes(pickle.dumps(chunk.state))
@@ -229,16 +239,35 @@ def campaign(
     """All targets by their shares. `scale`: the same number for each instead."""
     targets = {n: t for n, t in make_targets().items() if only in n}
     shares = sum(target.share for target in targets.values())
-    began = time.monotonic()
-    result: dict[str, Any] = {"seed": seed, "inputs": 0, "targets": {}, "found": []}
-    for name, target in targets.items():
-        count = scale or max(1, inputs * target.share // shares)
-        state = fuzz(name, target, count, seed, began + most_s)
-        result["targets"][name] = dict(state.outcomes) | {"lines": len(state.lines)}
-        result["inputs"] += sum(state.outcomes.values())
-        result["found"] += state.found
-    result["seconds"] = round(time.monotonic() - began, 1)
-    return result
+    counts = {n: scale or max(1, inputs * t.share // shares) for n, t in targets.items()}
+    states, began = dict[str, State](), time.monotonic()
+    turns = max(1, max(counts.values()) // CHUNK)
+    with contextlib.suppress(KeyboardInterrupt):  # what was done until then is told
+        for turn in range(1, turns + 1):  # in turns, so that a time limit cuts all of them alike
+            for name, target in targets.items():
+                stop, state = counts[name] * turn // turns, states.get(name)
+                states[name] = fuzz(name, target, stop, seed, began + most_s, state)
+            _tell(turn, turns, states)
+    return {
+        "seed": seed,
+        "inputs": sum(sum(state.outcomes.values()) for state in states.values()),
+        "targets": {
+            name: dict(state.outcomes) | {"lines": len(state.lines)}
+            for name, state in states.items()
+        },
+        "found": [one for state in states.values() for one in state.found],
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def _tell(turn: int, turns: int, states: dict[str, State]) -> None:
+    inputs = sum(sum(state.outcomes.values()) for state in states.values())
+    found = sum(len(state.found) for state in states.values())
+    print(f"turn {turn} of {turns}: {inputs:,} inputs, {found} found", file=sys.stderr, flush=True)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -255,6 +284,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     flags = make_parser().parse_args()
+    signal.signal(signal.SIGTERM, _stop)
     result = campaign(flags.inputs, flags.seed, flags.only, flags.seconds)
     for number, one in enumerate(result["found"]):
         data = bytes.fromhex(one.pop("input"))

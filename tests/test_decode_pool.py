@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -9,10 +10,12 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 from featprep import decode_pool
 from featprep.decode_pool import Chunk, DecodePool, prepare_chunk
 from featprep.decoding import DecodeRules, Outcome
+from featprep.errors import DecodersError
 from featprep.geometry import Geometry
 from featprep.records import Failure, ImageRef, Prepared
 from PIL import Image
@@ -118,3 +121,44 @@ def test_each_image_is_decoded_under_the_rules_of_the_networks_that_want_it(tmp_
     shapes = {n: o.pixels.shape for n, o in both.items() if isinstance(o, Prepared)}
     assert shapes == {0: (3, 32, 32), 1: (3, 16, 16)}
     assert one == {1: GONE}
+
+
+def test_a_pool_whose_processes_stand_still_between_two_images_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after one was killed while it held what all of them share."""
+    monkeypatch.setattr(decode_pool, "_PATIENCE_S", 2.0)
+    refs = [_ref(_image(tmp_path / f"{name}.png")) for name in "abcdef"]
+    with DecodePool(workers=2, timeout_s=3) as pool:
+        assert isinstance(next(iter(pool.map(refs[:1], RULES, ahead=1))), Prepared)
+        for process in multiprocessing.active_children():
+            psutil.Process(process.pid).suspend()
+        outcomes = list(pool.map(refs, RULES, ahead=4))
+    assert sorted(one.ref.key for one in outcomes if isinstance(one, Prepared)) == list("abcdef")
+    end = time.monotonic() + 30
+    while multiprocessing.active_children() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert multiprocessing.active_children() == []
+
+
+def end_at_once(parent: int) -> None:
+    """Stands for a machine without memory for another process."""
+    os._exit(3)
+
+
+def test_processes_that_never_decode_end_the_run_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_pool, "_start_worker", end_at_once)
+    monkeypatch.setattr(decode_pool, "_MOST_POOLS", 2)
+    refs = [_ref(_image(tmp_path / f"{name}.png")) for name in "abc"]
+    with (
+        pytest.raises(DecodersError) as caught,
+        DecodePool(workers=1, timeout_s=60) as pool,
+    ):
+        list(pool.map(refs, RULES, ahead=2))
+    assert caught.value.exit_code == 4
+    assert str(caught.value) == (
+        "the processes that decode end before they decode anything, 2 times in a row: is there "
+        "memory for them? Fewer --workers take less; the same command goes on from here"
+    )

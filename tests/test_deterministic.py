@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from featprep.errors import UsageError
 from PIL import Image
 from test_encode_run import Bench, InlinePool, bench  # noqa: F401 (a fixture)
 
+ALL = "abcdefghijk"
 FLAGS = ("--batch_size", "8", "--size", "224", "--save_meta", "--quiet")
 # One block, wide enough that bfloat16 on processors with AMX depends on the size of the batch.
 WIDE = {"embed_dim": 384, "num_heads": 6, "depth": 1}
@@ -42,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
     """Eleven pictures, so that the second batch is a short one."""
     (tmp_path / "in").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (11, 70, 90, 4), dtype=np.uint8)
-    for name, picture in zip("abcdefghijk", pixels, strict=True):
+    for name, picture in zip(ALL, pixels, strict=True):
         Image.fromarray(picture).save(tmp_path / f"in/{name}.png")
     return tmp_path
 
@@ -163,6 +165,63 @@ def test_the_cores_of_the_machine_change_no_byte(
     assert seen == {1}  # each of as many hands as there are cores
     for extra in (0, 1):
         assert results(folder, f"out1{extra}") == results(folder, f"out3{extra}")
+
+
+def test_the_same_run_twice_gives_the_same_bytes(folder: Path) -> None:
+    """Of processes of their own, in every file but run.json's and the records' times."""
+    flags = ("--model", "hf:tiny", "--workers", "2", "--prefix", "--masked_pool")
+    for output in ("once", "twice"):
+        assert encode(folder, output, *flags) == 0
+    assert results(folder, "once") == results(folder, "twice")
+    ledgers = [folder / name / ".featprep" for name in ("once", "twice")]
+    once, twice = (path.joinpath("run.json").read_bytes() for path in ledgers)
+    assert once == twice
+    once, twice = (sorted((path / "results-all.jsonl").read_bytes().split()) for path in ledgers)
+    assert once == twice
+
+
+def test_trees_of_two_machines_differ_in_what_metadata_and_records_name_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another place, host, time of copying, order of listing, cores, libraries."""
+    monkeypatch.setattr(encode_run, "DecodePool", InlinePool)
+    flags = ("--model", "hf:tiny", "--precision", "bf16", "--deterministic")
+    assert encode(folder, "here", *flags) == 0
+    other = folder / "other machine"
+    (other / "in").mkdir(parents=True)
+    for path in sorted((folder / "in").iterdir(), reverse=True):
+        (other / "in" / path.name).write_bytes(path.read_bytes())
+        os.utime(other / "in" / path.name, (1, 1))
+    monkeypatch.setattr(devices, "library_versions", lambda: {"torch": "0.0"})
+    monkeypatch.setattr(devices, "device_title", lambda device: "cpu Other, 64 cores")
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+    monkeypatch.setattr(encode_run, "DecodePool", ShuffledPool)
+    assert encode(other, "there", *flags) == 0
+    here, there = results(folder, "here"), results(other, "there")
+    assert here.keys() == there.keys()
+    assert {name for name in here if here[name] != there[name]} == {f"{n}.json" for n in ALL}
+    for name in ALL:
+        one, two = json.loads(here[f"{name}.json"]), json.loads(there[f"{name}.json"])
+        assert differing(one, two) == {"versions"}
+    one, two = records(folder / "here"), records(other / "there")
+    for name in ALL:
+        assert differing(one[name], two[name]) == {"mtime_ns", "files", "bytes"}
+        assert differing(one[name]["files"], two[name]["files"]) == {f"{name}.json"}
+    one, two = (
+        json.loads((output / ".featprep/run.json").read_text())
+        for output in (folder / "here", other / "there")
+    )
+    assert differing(one, two) == {"input", "about"}
+    assert differing(one["about"], two["about"]) == {"device", "versions"}
+
+
+def differing(one: dict, two: dict) -> set[str]:
+    return {name for name in one.keys() | two.keys() if one.get(name) != two.get(name)}
+
+
+def records(output: Path) -> dict[str, dict]:
+    lines = (output / ".featprep/results-all.jsonl").read_text().splitlines()
+    return {line["key"]: line for line in map(json.loads, lines)}
 
 
 def test_a_batch_that_has_no_room_fails_and_is_not_halved(

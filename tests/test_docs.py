@@ -10,6 +10,8 @@ from typing import Any
 
 import featprep
 import fuzz
+import hostile_files
+import kill_moments
 import pytest
 import yaml
 from featprep import encoders
@@ -88,7 +90,8 @@ def test_every_script_and_file_a_document_names_is_there(document: str) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_flag_a_document_names_is_one(document: str) -> None:
     flags = {flag for command in COMMANDS for flag in _parser(command)._option_string_actions}
-    flags |= set(fuzz.make_parser()._option_string_actions)
+    for harness in (fuzz, hostile_files, kill_moments):
+        flags |= set(harness.make_parser()._option_string_actions)
     others = {"--index-url", "--extra-index-url", "--local-dir", "--version", "--switch"}
     others.add("--no_switch")  # what stands for any of them
     named = set(re.findall(r"(?<![\w-])--[a-z_]+[\w-]*", (ROOT / document).read_text()))

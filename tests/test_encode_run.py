@@ -8,6 +8,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -17,7 +19,7 @@ import numpy as np
 import pytest
 from fakes import DEEP, FakeEncoder, describe, fake_session, mean_colours
 from featprep import encoders
-from featprep.commands import encode, encode_run
+from featprep.commands import encode, encode_lines, encode_run
 from featprep.decoding import prepare, prepare_job
 from featprep.encoders.base import EncoderSpec, ModelName
 from featprep.lock import RunLock
@@ -515,6 +517,19 @@ def test_the_summary_holds_the_closing_figures(bench: Bench) -> None:
         0,
     )
     assert figures["images_per_s"] > 0
+
+
+def test_peak_memory_is_of_processes_that_still_live_too() -> None:
+    eats = "import sys; x = b'x' * 150_000_000; print(len(x), flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", eats], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        found = encode_lines.peak_memory()
+        child.communicate()
+    if Path("/proc/self/status").exists():
+        assert found["worker"] > 150_000_000
 
 
 def test_quiet_says_only_failures_and_the_closing_lines(bench: Bench) -> None:

@@ -11,18 +11,23 @@ import resource
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from featprep.commands import encode_run
 from featprep.errors import OutOfMemoryError
 from featprep.recording import Recorder
+from PIL import Image
 from test_encode_run import Bench, bench  # noqa: F401 (a fixture)
 
 FLAGS = ("--size", "32", "--batch_size", "2", "--save_meta")
 NAMES = ("a", "b", "c", "sub/d", "sub/e", "sub/f")
+REAL_POOL = encode_run.DecodePool
 GOES_ON = "Free space or mend the folder's permissions; the same command goes on from here"
 
 
@@ -97,8 +102,9 @@ def remount(path: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(path)], check=True)
 
 
-def test_a_disk_that_is_truly_full_ends_the_run_with_four(six: Bench) -> None:
-    with mounted(six.output, "nr_inodes=18"):
+@pytest.mark.parametrize("small", ["nr_inodes=18", "size=48k"], ids=["files", "bytes"])
+def test_a_disk_that_is_truly_full_ends_the_run_with_four(six: Bench, small: str) -> None:
+    with mounted(six.output, small):
         (six.output / "ballast").write_bytes(b"")
         assert six.run(*FLAGS) == 4
         assert re.fullmatch(
@@ -107,7 +113,7 @@ def test_a_disk_that_is_truly_full_ends_the_run_with_four(six: Bench) -> None:
         )
         check_whole(six.output)
         assert 0 < len(list(six.output.rglob("*_mask.npy"))) < 6
-        remount(six.output, "nr_inodes=1000")
+        remount(six.output, "nr_inodes=1000,size=4m")
         (six.output / "ballast").unlink()
         six.encoder.before = lambda pixels: None
         assert six.run(*FLAGS) == 0
@@ -298,3 +304,89 @@ def test_a_writer_that_dies_at_any_result_loses_no_other(
     assert len(six.lines("results-all.jsonl")) == number - 1
     check_whole(six.output)
     goes_on(six)
+
+
+def decoding_processes() -> list[psutil.Process]:
+    """Those of this process that decode, however the run made them."""
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "resource_tracker" not in " ".join(process.cmdline())
+    ]
+
+
+@pytest.fixture
+def in_processes(six: Bench) -> Bench:
+    """`six`, whose runs decode in processes of their own."""
+    set_attribute = six.monkeypatch.setattr
+    six.monkeypatch.setattr = lambda place, name, value: set_attribute(  # type: ignore[method-assign]
+        place, name, REAL_POOL if (place, name) == (encode_run, "DecodePool") else value
+    )
+    return six
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (signal.SIGKILL, "the decoder died (SIGKILL)"),
+        (signal.SIGSEGV, "the decoder died (SIGSEGV)"),
+    ],
+    ids=["killed, as when memory is short", "crashes"],
+)
+def test_a_decoding_process_that_ends_costs_at_most_the_image_it_had(
+    in_processes: Bench, number: signal.Signals, reason: str, workers: str
+) -> None:
+    six, hit = in_processes, []
+
+    def strike() -> None:
+        hit.extend(decoding_processes()[:1])
+        hit[0].send_signal(number)
+
+    for name in "ghijklmnopqrstuvwxyz":  # enough that there is work after the blow
+        six.image(f"more/{name}.png", (9, 9, 9))
+    six.encoder.before = at_call(1, strike)
+    flags = ("--workers", workers)
+    code = six.run(*FLAGS, *flags)
+    failed = [line["reason"] for line in six.lines("failures.jsonl")]
+    assert len(hit) == 1
+    assert failed in ([reason], [])  # it may have been between two images
+    assert code == (3 if failed else 0), six.said
+    assert len(six.lines("results-all.jsonl")) == 26 - len(failed)
+    check_whole(six.output)
+    shutil.rmtree(six.input / "more")
+    shutil.rmtree(six.output / "more")
+    goes_on(six, *flags)
+    assert decoding_processes() == []
+
+
+def test_a_decoder_that_hangs_costs_its_image_alone(in_processes: Bench) -> None:
+    """Its process is stopped while it decodes a large image, which its memory tells."""
+    six, hit = in_processes, []
+    large = six.input / "sub/large.png"
+    Image.new("L", (12_000, 12_000)).save(large, compress_level=1)
+    is_over = threading.Event()
+
+    def strike() -> None:
+        while not hit and not is_over.wait(0.005):
+            with contextlib.suppress(psutil.Error):
+                found = [p for p in decoding_processes() if p.memory_info().rss > 250_000_000]
+                hit.extend(found[:1])
+                found[0].suspend() if found else None
+
+    striker = threading.Thread(target=strike)
+    striker.start()
+    try:
+        code = six.run(*FLAGS, "--workers", "2", "--decode_timeout", "10")
+    finally:
+        is_over.set()
+        striker.join()
+    assert len(hit) == 1
+    assert code == 3, six.said
+    assert [(line["key"], line["reason"]) for line in six.lines("failures.jsonl")] == [
+        ("sub/large", "decoding took longer than 10 s (--decode_timeout)")
+    ]
+    check_whole(six.output)
+    large.unlink()
+    goes_on(six, "--workers", "2")
+    assert decoding_processes() == []

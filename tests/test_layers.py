@@ -26,7 +26,7 @@ LAYERS = {
         "differences", "python_words",
     ],
     "images": [
-        "images", "image_kinds", "pixels", "deep_samples", "codec_state",
+        "images", "image_files", "image_kinds", "pixels", "deep_samples", "codec_state",
         "geometry", "masks", "pooling", "devices",
     ],
     "parts": ["encoders.*", "references.*", "stores.*", "sources", "ledger", "journal", "lock"],

@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from featprep.errors import ImageError
-from featprep.tasks import inputs
-from featprep.tasks.urls import UrlLimits, fetch, shown
+from featprep.tasks import inputs, urls
+from featprep.tasks.urls import UrlLimits, fetch, is_private, shown
 
 BODY = bytes(range(256)) * 400  # 102,400 bytes: more than one read
 
@@ -195,3 +195,35 @@ def test_a_secure_address_is_not_led_to_an_open_one() -> None:
 def test_a_message_shows_no_password_and_no_signature() -> None:
     assert shown("https://me:secret@host/a.png?token=secret") == "https://host/a.png"
     assert shown("https://host/" + "a" * 100) == "https://host/" + "a" * 66 + "…"
+
+
+@pytest.mark.parametrize(
+    ("host", "private"),
+    [
+        ("127.0.0.1", True),
+        ("10.1.2.3", True),
+        ("192.168.0.1", True),
+        ("169.254.169.254", True),
+        ("::1", True),
+        ("fe80::1%lo", True),
+        ("0.0.0.0", True),
+        ("93.184.216.34", False),
+        ("2606:2800:220:1::1", False),
+        ("no such name", False),
+        ("x" * 300, False),
+    ],
+)
+def test_private_networks_are_known_by_their_addresses(host: str, private: bool) -> None:
+    assert is_private(host) is private
+
+
+def test_a_public_address_does_not_lead_into_a_private_network(
+    site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = urls.is_private
+    monkeypatch.setattr(urls, "is_private", lambda host: host != "127.0.0.1" and real(host))
+    reason = "is redirected into a private network, which is not followed"
+    assert refusal(f"{site}/to/http://169.254.169.254/latest") == reason
+    assert refusal(f"{site}/to/http://10.0.0.1/x.png") == reason
+    monkeypatch.undo()
+    assert fetch(f"{site}/hops/2", UrlLimits()) == BODY  # within one, as the caller chose

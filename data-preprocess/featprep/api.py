@@ -15,6 +15,7 @@ from featprep import encoders, images
 from featprep.config import FIELDS, EncodeConfig, parse_value
 from featprep.decoding import prepare_bytes, prepare_picture
 from featprep.errors import ImageError, UsageError
+from featprep.image_files import read_image_file
 from featprep.python_words import python_words
 from featprep.records import AnyArray, Failure, FeatureMaps, Features, ImageRef, Prepared
 from featprep.session import Session, open_session
@@ -106,7 +107,7 @@ def _prepare(position: int, image: ImageLike, session: Session) -> Prepared:
         if isinstance(image, Image.Image | np.ndarray):
             return _prepare_array(name, image, session)
         path = "" if isinstance(image, bytes) else os.fspath(image)
-        data = image if isinstance(image, bytes) else _read(path)
+        data = image if isinstance(image, bytes) else _read(path, session.config.max_pixels)
         ref = ImageRef(path or name, path or name, path, len(data), 0)
         return prepare_bytes(data, ref, session.rules)
     except ImageError as error:
@@ -114,10 +115,9 @@ def _prepare(position: int, image: ImageLike, session: Session) -> Prepared:
         raise ImageError(f"{where}: {error}", error.stage) from error
 
 
-def _read(path: str) -> bytes:
+def _read(path: str, max_pixels: int) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return read_image_file(path, max_pixels)[0]
     except OSError as error:
         raise ImageError(error.strerror or str(error), "read") from error
 

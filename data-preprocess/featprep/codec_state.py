@@ -36,23 +36,30 @@ class _Borrowed:
     _FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._turn = threading.Condition()
         self._users = 0
+        self.is_lenient = False
         self._truncated = False
         self._silence = logging.NullHandler()  # else logging's last resort prints Pillow's errors
 
-    def take(self) -> None:
-        with self._lock:
+    def take(self, *, lenient: bool = False) -> None:
+        """`lenient` has Pillow to itself: what others decode meanwhile would not be held strict."""
+        with self._turn:
+            self._turn.wait_for(lambda: not self.is_lenient and not (lenient and self._users))
             self._users += 1
+            self.is_lenient = lenient
             if self._users == 1:
                 cast(list[Any], warnings.filters).insert(0, self._FILTER)
                 logging.getLogger("PIL").addHandler(self._silence)
                 self._truncated = ImageFile.LOAD_TRUNCATED_IMAGES
-                ImageFile.LOAD_TRUNCATED_IMAGES = False  # a cut file is a failure, not a grey half
+                # a cut file is a failure, not a grey half
+                ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
     def give_back(self) -> None:
-        with self._lock:
+        with self._turn:
             self._users -= 1
+            self.is_lenient = False
+            self._turn.notify_all()
             if self._users == 0:
                 with suppress(ValueError):  # the caller replaced the list meanwhile
                     cast(list[Any], warnings.filters).remove(self._FILTER)
@@ -69,6 +76,16 @@ _OPENCV = threading.Lock()
 def strict_pillow() -> Iterator[None]:
     """Inside, Pillow refuses truncated files and warns of nothing, whatever the program has set."""
     _PILLOW.take()
+    try:
+        yield
+    finally:
+        _PILLOW.give_back()
+
+
+@contextmanager
+def lenient_pillow() -> Iterator[None]:
+    """Inside, Pillow fills up what a truncated file lacks; never within `strict_pillow`."""
+    _PILLOW.take(lenient=True)
     try:
         yield
     finally:
@@ -99,6 +116,8 @@ def opencv_decode(data: bytes) -> AnyArray:
     import cv2
     from cv2.utils import logging as log
 
+    if _PILLOW.is_lenient:  # what OpenCV does not decode is whatever was in the memory before
+        raise ImageError("of this depth no part is read of a file that is cut short")
     with _OPENCV:
         before = log.setLogLevel(0)
         try:

@@ -170,6 +170,11 @@ class EncodeConfig:
     max_pixels: int = _setting(
         200_000_000, kinds.count(1, example=200000000), "larger images are refused undecoded"
     )
+    allow_truncated: bool = _setting(
+        False,
+        kinds.switch(),
+        "of an image file that ends too early encode what is there, and note it; else it fails",
+    )
     names: str = _setting(
         "stem",
         kinds.choice("stem", "full"),

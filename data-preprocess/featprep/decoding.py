@@ -14,6 +14,7 @@ from typing import Any
 from featprep import images
 from featprep.errors import ImageError
 from featprep.geometry import Geometry, Placement, place, render
+from featprep.image_files import read_image_file
 from featprep.masks import mask_grid
 from featprep.naming import printable
 from featprep.records import AnyArray, Failure, ImageRef, Picture, Prepared, UInt8
@@ -28,6 +29,7 @@ class DecodeRules:
     geometry: Geometry
     max_pixels: int = 200_000_000
     mask_dir: str | None = None
+    allow_truncated: bool = False
 
 
 def prepare(ref: ImageRef, rules: DecodeRules) -> Outcome:
@@ -40,7 +42,7 @@ def prepare_job(ref: ImageRef, rules: Sequence[DecodeRules]) -> tuple[Outcome, .
     once, and resized once for those that see it alike."""
     try:
         began = time.perf_counter()
-        data, ref = _read(ref)
+        data, ref = _read(ref, rules[0].max_pixels)
         read = time.perf_counter()
         picture, alpha = _decode(data, ref, rules[0])
     except ImageError as error:
@@ -63,7 +65,9 @@ def prepare_bytes(data: bytes, ref: ImageRef, rules: DecodeRules) -> Prepared:
 
 
 def _decode(data: bytes, ref: ImageRef, rules: DecodeRules) -> tuple[Picture, AnyArray | None]:
-    picture = images.decode(data, max_pixels=rules.max_pixels)
+    picture = images.decode(
+        data, max_pixels=rules.max_pixels, allow_truncated=rules.allow_truncated
+    )
     return picture, picture.alpha if rules.mask_dir is None else _mask_file(ref, picture, rules)
 
 
@@ -131,12 +135,10 @@ def _placement_notes(geometry: Geometry, placement: Placement) -> list[str]:
     return [f"made smaller, to {placement.canvas[1]}×{placement.canvas[0]}, by {limit}"]
 
 
-def _read(ref: ImageRef) -> tuple[bytes, ImageRef]:
+def _read(ref: ImageRef, max_pixels: int) -> tuple[bytes, ImageRef]:
     """The bytes, and the size and time of what was truly read: the file may have changed."""
     try:
-        with open(ref.path, "rb") as file:
-            data = file.read()
-            found = os.fstat(file.fileno())
+        data, found = read_image_file(ref.path, max_pixels)
     except OSError as error:
         raise ImageError(error.strerror or str(error), "read") from error
     return data, dataclasses.replace(ref, size=found.st_size, mtime_ns=found.st_mtime_ns)
@@ -151,8 +153,8 @@ def _mask_file(ref: ImageRef, picture: Picture, rules: DecodeRules) -> AnyArray:
         raise ImageError(f"{what} for it in --mask_dir: wanted {printable(stem)}.png or another "
                          "image suffix", "mask")  # fmt: skip
     try:
-        with open(os.path.join(folder, found[0]), "rb") as file:
-            alpha: AnyArray = images.decode_mask(file.read(), max_pixels=rules.max_pixels)
+        data, _ = read_image_file(os.path.join(folder, found[0]), rules.max_pixels)
+        alpha: AnyArray = images.decode_mask(data, max_pixels=rules.max_pixels)
     except (OSError, ImageError) as error:
         raise ImageError(f"mask file {printable(found[0])}: {error}", "mask") from error
     width, height = picture.rgb.size

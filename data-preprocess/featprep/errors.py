@@ -8,7 +8,9 @@
     │   └── LockError           2  another run works on this output
     ├── WeightsError            2  weights missing, unreadable, incomplete or not trusted
     ├── ImageError              -  one image cannot be read or encoded: a line in failures.jsonl
+    │   └── TruncatedError      -  its file ends before the image does
     ├── OutOfMemoryError        -  the device has no room for a batch: the runner halves it
+    ├── DecodersError           4  decoding processes do not live: stop; the same command resumes
     └── OutputError             4  disk full, output not writable: stop; the same command resumes
 
 Whatever else escapes is a defect of ours and exits with 1. Messages are one line: what was asked,
@@ -56,9 +58,17 @@ class ImageError(FeatprepError):
         self.stage = stage
 
 
+class TruncatedError(ImageError):
+    pass
+
+
 class OutOfMemoryError(FeatprepError):
     pass
 
 
 class OutputError(FeatprepError):
+    exit_code = 4
+
+
+class DecodersError(FeatprepError):
     exit_code = 4

@@ -18,9 +18,10 @@ second try with the limit at ours, under a lock (codec_state).
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import (
@@ -35,7 +36,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from featprep.codec_state import pillow_limit, strict_pillow
+from featprep.codec_state import lenient_pillow, pillow_limit, strict_pillow
 from featprep.deep_samples import (
     LENGTH,
     ORIENTATION,
@@ -47,7 +48,7 @@ from featprep.deep_samples import (
     tiff_samples,
     tiff_tags,
 )
-from featprep.errors import ImageError
+from featprep.errors import ImageError, TruncatedError
 from featprep.image_kinds import kind_of
 from featprep.naming import printable
 from featprep.pixels import Alpha, Samples, from_array, mask_values, premultiplied, turned
@@ -72,7 +73,16 @@ _PLAINLY = {
     "not identified by this driver": "its header is damaged",
     "cannot load this image": "it holds no image data",
     "decoder error -2": "its compressed data is damaged or its compression is not supported",
+    "broken PNG file": "a chunk of it is damaged or cut short",
+    "GIF file|GIF frame": "it holds no image, or is cut short before its first",
+    "index out of range|could not create decoder": "it is damaged or cut short",
+    "BMFF parsing failed": "its boxes are damaged or cut short",
+    "text too large|too large for|Too much memory used in text": "its texts unfold to too much",
+    "Missing dimensions|unknown data organization": "its tags are damaged or cut short",
 }
+_ENDED = re.compile("truncated|requires a buffer of|incomplete checksum", re.IGNORECASE)
+
+CUT_SHORT = "cut short: what its file lacks of the image is left as the decoder leaves it"
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -96,15 +106,23 @@ class _Decoded:
     mode: str
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, allow_truncated: bool = False) -> Picture:
     """The file's first image, upright and premultiplied, rounded to 8 bits once.
 
     Alpha keeps its own depth; None where it is missing or opaque throughout. Raises ImageError
     (stage "decode") for what cannot be read, and for more than `max_pixels` before decoding any.
+    `allow_truncated`: of a file that ends too early, what is there, and a note.
     """
     kind = kind_of(data)
-    with _explained(kind, max_pixels):
-        return _picture(_load(kind, data, max_pixels))
+    try:
+        with _explained(kind, max_pixels, data):
+            return _picture(_load(kind, data, max_pixels))
+    except TruncatedError:
+        if not allow_truncated:
+            raise
+    with _explained(kind, max_pixels, data, lenient_pillow):
+        picture = _picture(_load(kind, data, max_pixels))
+    return replace(picture, notes=(*picture.notes, CUT_SHORT))
 
 
 def decode_mask(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Alpha:
@@ -113,7 +131,7 @@ def decode_mask(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Alpha:
     Both at the file's own depth; a palette counts as its colours' luminance. Raises ImageError.
     """
     kind = kind_of(data)
-    with _explained(kind, max_pixels):
+    with _explained(kind, max_pixels, data):
         decoded = _load(kind, data, max_pixels)
         return turned(mask_values(decoded.pixels), decoded.turn)
 
@@ -124,7 +142,7 @@ def picture_of(image: Image.Image | AnyArray) -> Picture:
     A PIL image is as deep as Pillow read it, and is turned by the EXIF orientation it carries; for
     all 16 bits of a colour file pass its bytes to `decode`. Raises ImageError.
     """
-    with _explained("image", MAX_PIXELS):
+    with _explained("image", MAX_PIXELS, b""):
         if isinstance(image, Image.Image):
             return _picture(_from_pillow(image))
         if not isinstance(image, np.ndarray):
@@ -222,10 +240,15 @@ def _mode(kind: str, image: Image.Image, data: bytes) -> str:
 
 
 @contextmanager
-def _explained(kind: str, max_pixels: int) -> Iterator[None]:
+def _explained(
+    kind: str,
+    max_pixels: int,
+    data: bytes,
+    pillow: Callable[[], AbstractContextManager[None]] = strict_pillow,
+) -> Iterator[None]:
     """Whatever a decoder raises on a hostile file, as an ImageError; Pillow is held strict."""
     try:
-        with strict_pillow():
+        with pillow():
             yield
     except ImageError:
         raise
@@ -234,15 +257,21 @@ def _explained(kind: str, max_pixels: int) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise ImageError(f"{kind} of more pixels than --max_pixels {max_pixels:,}") from error
     except Exception as error:  # OSError, SyntaxError, ValueError, KeyError, struct.error …
-        raise ImageError(_reason(kind, error)) from error
+        raise _told(kind, data, error) from error
 
 
-def _reason(kind: str, error: Exception) -> str:
+def _told(kind: str, data: bytes, error: Exception) -> ImageError:
     words = printable(" ".join(str(error).split())) or type(error).__name__
-    if "truncated" in words.lower() or isinstance(error, EOFError):
-        return f"{kind} is truncated: the file ends before the image does"
+    if _ENDED.search(words) or isinstance(error, EOFError) or _is_short_webp(data):
+        return TruncatedError(f"{kind} is truncated: the file ends before the image does")
     if kind == "TIFF" and words.isdigit():  # a KeyError of the tag dictionary
         words = f"its tag {words} is missing"
     elif not isinstance(error, (OSError, SyntaxError, ValueError)):
-        words = f"{type(error).__name__}: {words}"
-    return f"{kind} cannot be decoded: {_PLAINLY.get(words, words)}"
+        words = f"it holds what no such file can hold ({type(error).__name__})"
+    plain = next((text for sign, text in _PLAINLY.items() if re.search(sign, words)), words)
+    return ImageError(f"{kind} cannot be decoded: {plain}")
+
+
+def _is_short_webp(data: bytes) -> bool:
+    """Its decoder does not say why it cannot; its header says how long it is."""
+    return data[8:12] == b"WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from featprep.decoding import DecodeRules, prepare
 from featprep.geometry import Geometry
+from featprep.images import CUT_SHORT
 from featprep.records import Failure, ImageRef, UInt8
 from featprep.runs import Run
 
@@ -20,7 +21,8 @@ def network_pixels(run: Run, key: str) -> UInt8 | Failure:
     geometry = Geometry.from_dict({name: there[name] for name in names})
     source = line["source"] if line else key
     path = _source_path(run.input, source)
-    outcome = prepare(ImageRef(key, source, path, 0, 0), DecodeRules(geometry))
+    rules = DecodeRules(geometry, allow_truncated=CUT_SHORT in (line or {}).get("notes", ()))
+    outcome = prepare(ImageRef(key, source, path, 0, 0), rules)
     return replace(outcome, source=path) if isinstance(outcome, Failure) else outcome.pixels
 
 

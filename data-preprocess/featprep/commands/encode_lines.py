@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 from featprep import devices, encoders
 from featprep.commands.console import counted, say, shape_text, size_text, time_text
@@ -195,10 +199,22 @@ def _figures(part: Part, lane: Lane, recorder: Recorder) -> dict[str, Any]:
 
 
 def peak_memory() -> dict[str, int]:
-    """Peak resident bytes of this process and of its largest decoding worker."""
+    """Peak resident bytes of this process and of the largest that it started: of those that have
+    ended, as the system counts them, and of those that live."""
     unit = 1 if sys.platform == "darwin" else 1024
     own, child = (
         resource.getrusage(who).ru_maxrss * unit
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
-    return {"main": own, "worker": child}
+    living = (process.pid for process in psutil.Process().children(recursive=True))
+    return {"main": own, "worker": max([child, *map(_peak_of, living)])}
+
+
+def _peak_of(pid: int) -> int:
+    """0 where the system does not tell it of others."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0

@@ -24,8 +24,18 @@ NORMALIZE = ("none", "each", "all")
 # Of the settings of encode, those that say what a model sees, where it runs, and which images.
 SETTINGS = (
     *("size", "resize", "max_tokens", "background", "pos_embed", "device", "fp16", "precision"),
-    *("batch_size", "workers", "decode_timeout", "max_pixels", "names", "overwrite", "moved"),
-    *("break_lock", "shard", "limit", "trust_weights", "quick_gelu", "quiet", "verbose"),
+    *("batch_size", "workers", "decode_timeout", "max_pixels", "allow_truncated", "names"),
+    *(
+        "overwrite",
+        "moved",
+        "break_lock",
+        "shard",
+        "limit",
+        "trust_weights",
+        "quick_gelu",
+        "quiet",
+        "verbose",
+    ),
 )
 
 

@@ -21,6 +21,8 @@ import numpy as np
 from PIL import Image
 
 from featprep.errors import ImageError, UsageError
+from featprep.image_files import read_image_file
+from featprep.images import MAX_PIXELS
 from featprep.naming import printable
 from featprep.records import AnyArray
 from featprep.tasks import urls
@@ -152,8 +154,7 @@ def _read_data(text: str) -> bytes:
 
 def _read_file(path: str | bytes) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return read_image_file(path, MAX_PIXELS)[0]
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise ImageError(

@@ -29,6 +29,7 @@ SETTINGS = (
     "precision",
     "batch_size",
     "max_pixels",
+    "allow_truncated",
     "trust_weights",
     "quick_gelu",
 )

@@ -1,12 +1,15 @@
 """An image's address → its bytes: http and https alone, bounded in size, time and redirects.
 
 Whoever may hand us addresses could otherwise have us read local files, wait for ever or fill the
-memory. Addresses of private networks are allowed: the caller chose them. Knows no image format.
+memory. Addresses of private networks are allowed, for the caller chose them; nobody chose that a
+public one leads there. Knows no image format.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import queue
+import socket
 import threading
 import time
 import urllib.request
@@ -132,7 +135,19 @@ def _next(url: str, headers: Message) -> str:
     # Up to https is usual; down from it, or to file:, is nobody's wish.
     if after not in ("http", "https") or (before, after) == ("https", "http"):
         raise _failed(f"is redirected from {before}: to {after}:, which is not followed")
+    if is_private(urlsplit(target).hostname) and not is_private(urlsplit(url).hostname):
+        raise _failed("is redirected into a private network, which is not followed")
     return target
+
+
+def is_private(host: str | None) -> bool:
+    """Does a name lead into a private network, to this machine or to a link's own addresses?"""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):  # the fetch that follows says so in its words
+        return False
+    addresses = [ipaddress.ip_address(str(one[4][0]).partition("%")[0]) for one in found]
+    return any(not address.is_global for address in addresses)
 
 
 def _quoted(url: str) -> str:
