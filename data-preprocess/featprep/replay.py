@@ -20,7 +20,8 @@ def network_pixels(run: Run, key: str) -> UInt8 | Failure:
     geometry = Geometry.from_dict({name: there[name] for name in names})
     source = line["source"] if line else key
     path = _source_path(run.input, source)
-    outcome = prepare(ImageRef(key, source, path, 0, 0), DecodeRules(geometry))
+    rules = DecodeRules(geometry, fast=bool(there.get("fast_decode")))
+    outcome = prepare(ImageRef(key, source, path, 0, 0), rules)
     return replace(outcome, source=path) if isinstance(outcome, Failure) else outcome.pixels
 
 

@@ -43,7 +43,10 @@ class Session:
 
     @property
     def rules(self) -> DecodeRules:
-        return DecodeRules(self.resolved.geometry, self.config.max_pixels, self.config.mask_dir)
+        config = self.config
+        return DecodeRules(
+            self.resolved.geometry, config.max_pixels, config.mask_dir, config.fast_decode
+        )
 
     @property
     def fingerprint(self) -> dict[str, Any]:
