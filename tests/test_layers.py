@@ -27,7 +27,7 @@ LAYERS = {
     ],
     "images": [
         "images", "image_files", "image_kinds", "pixels", "deep_samples", "codec_state",
-        "geometry", "masks", "pooling", "devices",
+        "fast_decoding", "geometry", "masks", "pooling", "devices",
     ],
     "parts": ["encoders.*", "references.*", "stores.*", "sources", "ledger", "journal", "lock"],
     "pipeline": [

@@ -79,6 +79,7 @@ _FLAGS: dict[str, Words] = {
     "mask": _valued("--mask"),
     "alpha_threshold": _valued("--alpha_threshold"),
     "mask_dir": _valued("--mask_dir"),
+    "fast_decode": _switch("fast_decode"),
     "names": _valued("--names"),
     "models": _valued("--models", _listed),  # of vectors
     "normalize": _valued("--normalize"),
