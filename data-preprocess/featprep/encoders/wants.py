@@ -91,8 +91,8 @@ def _check_facet(spec: EncoderSpec, want: Want) -> None:
         return
     if not spec.has_facets:
         raise UsageError(
-            f"--facet {want.facet}: {spec.name} has no attention that gives one; allowed is --facet "
-            "token"
+            f"--facet {want.facet}: {spec.name} has no attention that gives one; allowed is "
+            "--facet token"
         )
     if want.feature != "patch":
         raise UsageError(f"--facet {want.facet} with --feature {want.feature}: drop one of them")
