@@ -65,17 +65,22 @@ def measure_overhead(
     batch: int = 8,
     rounds: int = 9,
     size: tuple[int, int] | None = None,
+    device: str = "cpu",
 ) -> Overhead:
     """A/B in turns, the first of each pair changing, on generated images of `size`, by default
     224×224. Holds two models: ours and upstream's."""
     import torch
 
-    encoder = load_encoder(name, LoadOptions(compute=compute))
+    encoder = load_encoder(name, LoadOptions(device=device, compute=compute))
     height, width = size or _usual_size(encoder.spec)
     pixels = generate_images(batch, height, width)
     reference = open_reference(name)
-    tensor = normalised(pixels, reference.mean, reference.std).to(getattr(torch, compute))
-    runs = {"ours": _ours(encoder, pixels), "bare": _bare(reference.bare(compute), tensor)}
+    module = reference.bare(compute)
+    for part in vars(reference).values():
+        if isinstance(part, torch.nn.Module):
+            part.to(device)
+    tensor = normalised(pixels, reference.mean, reference.std).to(device, getattr(torch, compute))
+    runs = {"ours": _ours(encoder, pixels), "bare": _bare(module, tensor)}
     for run in runs.values():  # caches, thread pools, packed weights
         run()
     taken: dict[str, list[tuple[float, float]]] = {"ours": [], "bare": []}
@@ -102,5 +107,7 @@ def _bare(module: Callable[[Tensor], Any], pixels: Tensor) -> Callable[[], Any]:
 
         with torch.inference_mode():
             module(pixels)
+        if pixels.is_cuda:  # ours has its maps on the host when it returns
+            torch.cuda.synchronize(pixels.device)
 
     return run
