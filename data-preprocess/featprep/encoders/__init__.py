@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from featprep.encoders import (
+    downloads,
     hf_config,
     hf_known,
     hf_text,
+    hub,
     huggingface,
     name_hints,
     openai_clip,
@@ -264,11 +266,17 @@ def find_weights(name: ModelName) -> Found:
 
 @contextmanager
 def _misspelt(name: ModelName) -> Iterator[None]:
-    """A name of the hub that is not known here, and cannot be had, may be a known one misspelt."""
+    """A name of the hub that is not known here, and cannot be had, may be a known one misspelt; one
+    that is known to be gated is told so, even where the hub was not asked."""
     try:
         yield
     except WeightsError as error:
         row = FAMILIES[name.family]
+        is_wanting = downloads.carry_over(name) in str(error)
+        if is_wanting and row.terms(name.id).is_gated and "is gated" not in str(error):
+            raise WeightsError(
+                f"{error}. It is gated: first accept its terms at {hub.SITE}/{name.id}"
+            ) from error
         is_open = row.open_ids and name.path is None and name.id not in row.known
         near = name_hints.nearest_name(name.id, row.known, is_sure=True) if is_open else None
         if near is None:
