@@ -374,7 +374,7 @@ def test_overhead_is_measured_in_pairs_against_a_module_that_runs(
         name = ModelName(family, "tiny", str(write_tiny(family, tmp_path)))
     else:
         name = ModelName(family, "resnet18", str(write_random(f"{family}:resnet18", tmp_path)))
-    found = measure_overhead(name, compute, batch=1, rounds=3)
+    found = measure_overhead(name, LoadOptions(compute=compute), batch=1, rounds=3)
     assert min(*found.ours.wall, *found.bare.wall, *found.ours.cpu, *found.bare.cpu) > 0
     assert found.added == [
         ours / bare - 1 for ours, bare in zip(found.ours.wall, found.bare.wall, strict=True)
@@ -504,6 +504,17 @@ def test_without_weights_nothing_is_certified_and_the_exit_code_says_so(
     )
     assert cli.main(["certify", "clip:ViT-B/32", "--verbose"]) == 2
     assert "HF_HUB_OFFLINE closes downloads" in lines(capsys)[1]
+
+
+def test_why_local_weights_are_refused_is_said_and_the_flag_it_names_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "x.pt"
+    file.touch()
+    assert cli.main(["certify", f"openclip:ViT-B-32={file}"]) == 2
+    assert "a checkpoint does not say its activation; add --quick_gelu" in lines(capsys)[1]
+    assert cli.main(["certify", f"openclip:ViT-B-32={file}", "--no_quick_gelu"]) == 2
+    assert f"openclip:ViT-B-32: {file} is cut off at 0 bytes" in lines(capsys)[1]
 
 
 def test_random_weights_certify_the_architecture_alone_and_are_removed(

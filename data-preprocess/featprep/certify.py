@@ -113,7 +113,7 @@ def certify(
     reduced = reduced_precisions(options.device)
     asked = default_cases(_spec(name), reduced) if cases is None else cases
     answers, own = _answers(name, asked, options, is_whole=cases is None)
-    return [*_against_reference(name, answers), *own]
+    return [*_against_reference(name, answers, options.quick_gelu), *own]
 
 
 def certify_conversion(
@@ -165,15 +165,16 @@ def _answers(
     return answers, own
 
 
-def _against_reference(name: ModelName, answers: Answers) -> list[Verdict]:
+def _against_reference(name: ModelName, answers: Answers, quick_gelu: bool | None) -> list[Verdict]:
     """The reference sees each batch once for all that is asked of it."""
     verdicts: list[Verdict] = []
-    expected = _expected(name, list(answers))
+    expected = _expected(name, list(answers), quick_gelu)
     for case, reference in expected.items():
         verdicts += compare(case, answers[case], reference)
     shaky = {one.case for one in verdicts if one.rule == "aligned" and not one.is_within}
     for compute in {case.compute for case in shaky}:
-        rounded = _expected(name, [case for case in shaky if case.compute == compute], compute)
+        unstable = [case for case in shaky if case.compute == compute]
+        rounded = _expected(name, unstable, quick_gelu, compute)
         verdicts = [
             _allowing(one, rounded[one.case], expected[one.case]) if one.case in rounded else one
             for one in verdicts
@@ -181,7 +182,9 @@ def _against_reference(name: ModelName, answers: Answers) -> list[Verdict]:
     return verdicts
 
 
-def _expected(name: ModelName, cases: Sequence[Case], rounded: str | None = None) -> Answers:
+def _expected(
+    name: ModelName, cases: Sequence[Case], quick_gelu: bool | None, rounded: str | None = None
+) -> Answers:
     def batch(case: Case) -> tuple[str, int, int, int]:
         return case.pos_embed, case.height, case.width, case.batch
 
@@ -189,7 +192,7 @@ def _expected(name: ModelName, cases: Sequence[Case], rounded: str | None = None
     for pos_embed, group in groupby(sorted(cases, key=batch), lambda case: case.pos_embed):
         with warnings.catch_warnings():  # upstream's, of its own deprecations
             warnings.simplefilter("ignore")
-            reference = open_reference(name, pos_embed)
+            reference = open_reference(name, pos_embed, quick_gelu)
             if rounded:
                 reference.round_weights(rounded)
             for _, alike in groupby(group, batch):

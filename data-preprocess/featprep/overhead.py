@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from featprep.certify_cases import generate_images
 from featprep.encoders import load_encoder
-from featprep.encoders.base import ComputeDtype, Encoder, EncoderSpec, LoadOptions, ModelName, Want
+from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName, Want
 from featprep.records import UInt8
 from featprep.references import open_reference
 from featprep.references.base import normalised
@@ -60,21 +60,20 @@ def _shares(ours: tuple[float, ...], bare: tuple[float, ...]) -> list[float]:
 
 def measure_overhead(
     name: ModelName,
-    compute: ComputeDtype,
+    options: LoadOptions,
     *,
     batch: int = 8,
     rounds: int = 9,
     size: tuple[int, int] | None = None,
-    device: str = "cpu",
 ) -> Overhead:
     """A/B in turns, the first of each pair changing, on generated images of `size`, by default
     224×224. Holds two models: ours and upstream's."""
     import torch
 
-    encoder = load_encoder(name, LoadOptions(device=device, compute=compute))
+    encoder, device, compute = load_encoder(name, options), options.device, options.compute
     height, width = size or _usual_size(encoder.spec)
     pixels = generate_images(batch, height, width)
-    reference = open_reference(name)
+    reference = open_reference(name, quick_gelu=options.quick_gelu)
     module = reference.bare(compute)
     for part in vars(reference).values():
         if isinstance(part, torch.nn.Module):

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +16,9 @@ from typing import TYPE_CHECKING
 from featprep import devices
 from featprep.commands import certify_table as table
 from featprep.commands.certify_table import Certificate
-from featprep.commands.flags import Parser, as_argument
+from featprep.commands.flags import Parser, add_settings, as_argument
 from featprep.encoders import FAMILIES, list_encoders, resolve
-from featprep.encoders.base import ComputeDtype, LoadOptions, ModelName
+from featprep.encoders.base import LoadOptions, ModelName
 from featprep.errors import FeatprepError, InputError, UsageError
 from featprep.naming import printable
 from featprep.published import PUBLISHED, difference
@@ -90,6 +91,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--image", metavar="FILE", help="COCO val2017 000000039769, of which figures are published"
     )
+    add_settings(parser, ("quick_gelu", "trust_weights"))
     return parser
 
 
@@ -153,7 +155,7 @@ def _certify(name: ModelName, flags: argparse.Namespace) -> Iterator[Certificate
     from featprep import certify
     from featprep.references.conversions import conversions_of
 
-    options = LoadOptions(device=flags.device)
+    options = _options(flags)
     with _weights(name, flags.random, flags.layers) as local:
         yield _tried(name.typed, lambda: certify.certify(local, options=options))
         if flags.across:
@@ -162,6 +164,12 @@ def _certify(name: ModelName, flags: argparse.Namespace) -> Iterator[Certificate
                 yield _tried(f"{name.typed} as {family}:", across)
     if flags.image:
         yield from _published(name, flags.image)
+
+
+def _options(flags: argparse.Namespace) -> LoadOptions:
+    return LoadOptions(
+        device=flags.device, quick_gelu=flags.quick_gelu, trust_weights=bool(flags.trust_weights)
+    )
 
 
 def _tried(title: str, compare: Callable[[], Sequence[Verdict]]) -> Certificate:
@@ -216,10 +224,9 @@ def _weights(name: ModelName, is_random: bool, layers: int | None) -> Iterator[M
 def _measure(names: Sequence[ModelName], flags: argparse.Namespace) -> int:
     from featprep.overhead import measure_overhead
 
-    compute: ComputeDtype
+    options, computes = _options(flags), devices.reduced_precisions(flags.device)
     for name in names:
         with _weights(name, flags.random, flags.layers) as local:
-            for compute in ("float32", *devices.reduced_precisions(flags.device)):
-                found = measure_overhead(local, compute, device=flags.device)
-                table.print_overhead(name.typed, found)
+            for load in (options, *(replace(options, compute=compute) for compute in computes)):
+                table.print_overhead(name.typed, measure_overhead(local, load))
     return 0

@@ -83,7 +83,9 @@ def _cut(line: str) -> str:
 
 
 def _reason(done: Certificate, is_verbose: bool) -> str:
-    return "no weights" if done.status == "none" and not is_verbose else printable(done.reason)
+    """Of weights that are to be fetched the words are long, and the same for every model."""
+    is_absent = done.status == "none" and "featprep fetch " in done.reason
+    return "no weights" if is_absent and not is_verbose else printable(done.reason)
 
 
 def _cosine(found: Iterable[float]) -> str:
