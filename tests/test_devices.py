@@ -186,6 +186,16 @@ def test_devices_have_titles_for_people(machine: Any) -> None:
     assert devices.device_title("cpu") == "cpu AMD EPYC 9354 32-Core, 12 cores"
 
 
+def test_a_device_has_the_reduced_precisions_it_can_compute_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert devices.reduced_precisions("cpu") == ("bfloat16",)
+    assert devices.reduced_precisions("mps") == ("float16",)
+    for has_bfloat16, found in ((True, ("bfloat16", "float16")), (False, ("float16",))):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has_bfloat16: has)
+        assert devices.reduced_precisions("cuda:0") == found
+
+
 def test_this_machine_answers_too() -> None:
     device, reason = devices.choose_device("auto")
     assert reason.startswith("auto: ")
@@ -196,7 +206,8 @@ def test_this_machine_answers_too() -> None:
 def test_versions_name_what_decides_a_value() -> None:
     versions = devices.library_versions()
     assert list(versions) == [
-        "python", "torch", "torchvision", "transformers", "clip", "numpy", "pillow"
+        "python", "torch", "torchvision", "transformers", "clip", "open_clip", "timm", "numpy",
+        "pillow",
     ]  # fmt: skip
     assert versions["torch"] == torch.__version__.partition("+")[0]
 

@@ -305,6 +305,18 @@ def test_a_misspelt_name_of_the_hub_that_cannot_be_had_says_which_was_meant() ->
         assert str(refusal.value).endswith("writes it)")
 
 
+def test_a_gated_name_that_cannot_be_had_offline_says_where_its_terms_are() -> None:
+    name = "hf:facebook/dinov3-vitb16-pretrain-lvd1689m"
+    for load in (find_weights, lambda name: load_encoder(name, LoadOptions())):
+        with pytest.raises(WeightsError) as refusal:
+            load(resolve(name, "any"))
+        assert str(refusal.value).endswith(
+            f"(featprep fetch {name} --to DIR, where there is a network, writes it). It is gated: "
+            "first accept its terms at https://huggingface.co/"
+            "facebook/dinov3-vitb16-pretrain-lvd1689m"
+        )
+
+
 def test_describing_loads_no_torch(tmp_path: Path) -> None:
     folder = write_tiny("hf", tmp_path / "local")
     snapshot = tmp_path / "hub/models--org--model/snapshots/abc"

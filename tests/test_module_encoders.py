@@ -20,8 +20,15 @@ import torch
 from featprep import certify
 from featprep.certify_cases import Case, kinds, main_kinds
 from featprep.config import EncodeConfig
-from featprep.encoders import describe, load_encoder, resolve
-from featprep.encoders.base import Encoder, LoadOptions, ModelName, Want, predict_grid
+from featprep.encoders import describe, load_encoder, resolve, terms_of
+from featprep.encoders.base import (
+    Encoder,
+    LoadOptions,
+    ModelName,
+    Terms,
+    Want,
+    predict_grid,
+)
 from featprep.encoders.module_encoder import Ask, measure_unit, outline, trace
 from featprep.encoders.random_modules import write_timm, write_torchvision
 from featprep.encoders.timm_building import can_resize, read_card, sketch_model
@@ -508,6 +515,8 @@ def test_the_reference_of_a_vit_draws_no_bar(capsys: pytest.CaptureFixture[str])
 def test_torchvisions_table_is_torchvisions(id: str) -> None:
     name, tag = tag_of(id)
     published, spec = models.get_model_weights(name)[tag], KNOWN[id]
+    licence = published.meta.get("license", "unknown")
+    assert terms_of(ModelName("torchvision", id)) == Terms(licence, is_gated=False)
     recipe = published.transforms()
     assert (recipe.resize_size, recipe.crop_size) == ([spec.recipe.resize], [spec.recipe.crop[0]])
     assert recipe.interpolation.value == spec.recipe.kernel
@@ -570,6 +579,7 @@ def test_timms_table_is_timms(id: str) -> None:
     network = timm_network(name, model, swaps=False)
     assert make_spec(name, model, network, can_resize(model)) == TIMM[id]
     assert describe(name) == TIMM[id]
+    assert terms_of(name) == Terms(model.pretrained_cfg["license"])
     assert timm.get_pretrained_cfg(id).hf_hub_id == f"timm/{id}"
 
 

@@ -288,6 +288,17 @@ def test_a_file_of_a_tag_equals_open_clips_own(vit_b32: Path) -> None:
         assert verdict.is_within, verdict
 
 
+@pytest.mark.parametrize("quick_gelu", [True, False])
+def test_a_file_without_a_tag_is_certified_with_the_activation_that_is_said(
+    vit_b32: Path, quick_gelu: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = ModelName("openclip", "ViT-B-32", str(vit_b32 / WEIGHTS[0]))
+    options = LoadOptions(quick_gelu=quick_gelu)
+    (verdict,) = certify.certify(name, [certify.Case(96, 160)], options)
+    assert verdict.is_within, verdict
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize("trunk", ["fastvit_mci0"])
 def test_mobileclips_convolutions_equal_upstreams(trunk: str, tmp_path: Path) -> None:
     card = open_clip_towers.card(open_clip_towers.trunk(trunk, "avg", None, 256), 512)
