@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featprep.commands.console import Progress, say
+from featprep.commands.console import Progress, say, warnings_as_notes
 from featprep.commands.flags import Parser, add_settings, parsed_settings
 from featprep.config import parse_value
 from featprep.errors import InputError, UsageError
@@ -64,14 +63,8 @@ def main(argv: Sequence[str]) -> int:
     selection = Selection(images.SUFFIXES, outputs=lambda key: (key,), names="full", flag="IMAGES")
     source = Source(flags.input, selection)
     total = source.census().total
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = _tell  # one line, as all others
+    with warnings_as_notes():
         return _classify(flags, labels, top, source, total)
-
-
-def _tell(message: Warning | str, *_: object, **__: object) -> None:
-    say("note", printable(str(message)))
 
 
 def _classify(
