@@ -23,6 +23,7 @@ from featprep.cli import main, main_vectorize
 from featprep.commands import vectorize_run
 from featprep.encoders import tiny
 from featprep.encoders.random_modules import write_timm, write_torchvision
+from featprep.encoders.thread_copies import ThreadCopies
 from featprep.errors import WeightsError
 from featprep.stores.row_file import RowFile
 from featprep.stores.vector_files import VectorFile
@@ -444,7 +445,6 @@ def test_a_full_device_halves_the_batch_of_that_model_alone(bench: Bench) -> Non
 def test_several_batches_at_a_time_give_the_rows_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every thread has a copy of each model: their hooks would meet in one."""
     monkeypatch.setattr(vectorize_run, "DecodePool", InlinePool)
     for number in range(9):
         Image.new("RGB", (40, 40), (number * 20, 90, 30)).save(tmp_path / f"{number}.png")
@@ -459,6 +459,17 @@ def test_several_batches_at_a_time_give_the_rows_of_one(
         tables.append(np.load(output))
     assert tables[0].shape == (9, 96)
     np.testing.assert_allclose(tables[1], tables[0], rtol=0, atol=1e-5)
+
+
+def test_every_thread_has_a_copy_of_the_model() -> None:
+    """Their hooks would meet in one."""
+    member = join_member("clip:tiny", open_model("test", "clip:tiny", {"device": "cpu"}))
+    encoder = member.session.encoder
+    assert member.batch_encoder(2, print).encoder is encoder
+    copies = member.batch_encoder(2, print, hands=2).encoder
+    assert isinstance(copies, ThreadCopies)
+    first, second = copies._free.get(), copies._free.get()
+    assert len({id(encoder), id(first), id(second)}) == 3
 
 
 # --- refusals

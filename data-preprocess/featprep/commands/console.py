@@ -39,7 +39,7 @@ def warnings_as_notes() -> Iterator[None]:
             else:
                 others(message, category, *place)
 
-        warnings.showwarning = show
+        warnings.showwarning = show  # type: ignore[assignment]
         yield
 
 
