@@ -19,6 +19,7 @@ from fakes import DEEP, FakeEncoder, fake_session
 from featprep import encoders
 from featprep.cli import main
 from featprep.commands import encode_run, vectorize_run
+from featprep.differences import by_name
 from featprep.records import AnyArray
 from featprep.stores.milvus import Collection
 from featprep.stores.vector_files import VectorBatch, VectorFile, write_table
@@ -289,6 +290,12 @@ def test_vectors_of_other_settings_are_refused_with_what_differs(bench: Bench) -
         f"{'1' * 12} there, {'2' * 12} asked; size none there, [32, 32] asked. Nothing was "
         "touched: use another --collection, or another --db\n"
     )
+    both = {"models": ["clip:tiny", "hf:tiny"], "clip:tiny weights": "1", "hf:tiny weights": "2"}
+    alone = {"models": ["clip:tiny"], "clip:tiny weights": "3"}
+    assert by_name(alone, both) == [
+        "models clip:tiny there, clip:tiny, hf:tiny asked",
+        "clip:tiny weights 3 there, 1 asked",
+    ]
     assert bench.index(table, "--collection=other") == 0
     with Collection(bench.db) as collection:
         assert collection.count() == 1
@@ -396,6 +403,22 @@ def test_an_image_that_cannot_be_read_is_named(bench: Bench) -> None:
     assert bench.said.splitlines()[-1].startswith(f"failed   {bench.root}/broken.png: decode: ")
     assert bench.search(f"--image={bench.root}/none.png") == 3
     assert bench.said.splitlines()[-1].startswith(f"failed   {bench.root}/none.png: read: ")
+
+
+def test_local_weights_of_a_collection_are_asked_for_as_search_takes_them(bench: Bench) -> None:
+    models = "hf:tiny", "clip:mine"
+    table = table_of(bench.root / "a.npy", np.ones((1, 2), np.float32), ["a"])
+    with Collection(bench.db) as collection:
+        rows = [{"model": model} for model in models]
+        about = {**VectorFile(str(table)).about, "models": rows}
+        collection.create(about, "flat")
+    assert bench.search("--text=a") == 2
+    assert bench.said == (
+        "featprep: the collection featprep holds vectors of clip:mine, local weights; name them: "
+        "--models hf:tiny,clip:mine=PATH\n"
+    )
+    assert bench.search("--text=a", "--models=hf:tiny,clip:yours") == 2
+    assert bench.said.startswith("featprep: --models clip:yours: no such encoder; ")
 
 
 @pytest.mark.parametrize("library", ["pymilvus", "milvus_lite"])
