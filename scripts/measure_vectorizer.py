@@ -1,9 +1,11 @@
-"""image_vectorizer.py against a loop that takes one image at a time, with one set of weights.
+"""image_vectorizer.py against plain loops over the same images, with one set of weights.
 
-python scripts/measure_vectorizer.py FOLDER [--rounds N]
+python scripts/measure_vectorizer.py FOLDER [--models clip,resnet50] [--rounds N] [--batch N]
 
-CLIP ViT-B/32 at full size with random weights, in float32, each side in a process of its own, in
-turns. Prints images/s without loading the model, and how far the vectors are apart.
+CLIP ViT-B/32 and torchvision's ResNet-50 at full size, random weights in their true formats, in
+float32. The vectorizer, a loop that takes one image at a time, and one that takes batches take
+turns, each in a process of its own. Prints images/s without loading the model, and how far the
+vectors are apart.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,58 +25,95 @@ HOUSE = Path(__file__).resolve().parent.parent / "data-preprocess"
 sys.path.insert(0, str(HOUSE))
 
 from featprep import encoders  # noqa: E402
-from featprep.encoders import tiny  # noqa: E402
+from featprep.encoders import random_modules, tiny  # noqa: E402
 
+# What the library's own page tells to write: WEIGHTS, a list of paths, OUTPUT, images a batch.
 LOOP = """
 import json, sys, time, warnings
 warnings.simplefilter("ignore")
-import clip, numpy, torch
+import numpy, torch
 from PIL import Image
-model, preprocess = clip.load(sys.argv[1], device="cpu")
-rows, began = [], time.perf_counter()
+{model}
+paths, size, rows = json.load(open(sys.argv[2])), int(sys.argv[4]), []
+began = time.perf_counter()
 with torch.no_grad():
-    for path in json.load(open(sys.argv[2])):
-        image = preprocess(Image.open(path))[None]
-        rows.append(model.encode_image(image)[0].numpy())
-print(len(rows) / (time.perf_counter() - began))
-numpy.save(sys.argv[3], numpy.stack(rows))
+    for start in range(0, len(paths), size):
+        images = [preprocess(Image.open(path).convert("RGB")) for path in paths[start:start + size]]
+        rows.append(encode(torch.stack(images)).numpy())
+print(len(paths) / (time.perf_counter() - began))
+numpy.save(sys.argv[3], numpy.concatenate(rows))
 """
+MODELS = {
+    "clip": """
+import clip
+model, preprocess = clip.load(sys.argv[1], device="cpu")
+encode = model.encode_image
+""",
+    "resnet50": """
+from torchvision import models
+encode = models.resnet50()
+encode.load_state_dict(torch.load(sys.argv[1], weights_only=True))
+encode.fc = torch.nn.Identity()
+encode.eval()
+preprocess = models.ResNet50_Weights.DEFAULT.transforms()
+""",
+}
+NAMES = {"clip": "clip:ViT-B/32", "resnet50": "torchvision:resnet50"}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--models", default="clip,resnet50")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=8)
     words = parser.parse_args()
-    spec = encoders.describe(encoders.resolve("clip:ViT-B/32", "any"))
-    assert spec is not None
-    with tempfile.TemporaryDirectory() as name:
-        room = Path(name)
-        weights = tiny.write_checkpoint(spec, room / "weights")
-        for number in range(words.rounds):
-            ours = vectorize(words.folder, weights, room / f"{number}.npy")
-            loop = walk(room, weights, room / f"{number}.npy")
-            print(
-                f"vectorizer {ours:.1f} images/s, loop {loop:.1f}: {ours / loop:.1f}×", flush=True
-            )
-        apart = np.abs(np.load(room / "0.npy") - np.load(room / "loop.npy")).max()
-        print(f"largest difference {apart:.1e}")
+    for model in words.models.split(","):
+        with tempfile.TemporaryDirectory() as name:
+            compare(model, words.folder, Path(name), words.rounds, words.batch)
     return 0
 
 
-def vectorize(folder: Path, weights: Path, output: Path) -> float:
-    asked = ["--image_path", folder, "--models", f"clip:ViT-B/32={weights}", "--output", output]
+def compare(model: str, folder: Path, room: Path, rounds: int, batch: int) -> None:
+    weights = write(model, room / "weights")
+    ratios: dict[int, list[float]] = {1: [], batch: []}
+    for number in range(rounds):
+        ours = vectorize(model, folder, weights, room / f"{number}.npy")
+        told = f"{NAMES[model]}  vectorizer {ours:.1f} images/s"
+        for size, found in ratios.items():
+            loop = walk(model, room, weights, room / f"{number}.npy", size)
+            found.append(ours / loop)
+            told += f", loop of {size} {loop:.1f} ({ours / loop:.2f}×)"
+        print(told, flush=True)
+    middle = ", ".join(f"{statistics.median(found):.2f}× a loop of {size}"
+                       for size, found in ratios.items())  # fmt: skip
+    mine, theirs = np.load(room / "0.npy"), np.load(room / "loop.npy")
+    apart = np.abs(mine - theirs).max() / np.abs(theirs).max()
+    print(f"{NAMES[model]}  median {middle}; largest difference {apart:.1e} of the largest value")
+
+
+def write(model: str, folder: Path) -> Path:
+    if model == "resnet50":
+        return random_modules.write_torchvision(model, folder)
+    spec = encoders.describe(encoders.resolve(NAMES[model], "any"))
+    assert spec is not None
+    return tiny.write_checkpoint(spec, folder)
+
+
+def vectorize(model: str, folder: Path, weights: Path, output: Path) -> float:
+    asked = ["--image_path", folder, "--models", f"{NAMES[model]}={weights}", "--output", output]
     done = run(HOUSE / "image_vectorizer.py", *asked)
-    found = re.search(r"([\d,.]+) images/s", done.stderr)
+    found = re.search(r"([\d,.]+) images/s; busy", done.stderr)
     assert found is not None, done.stderr
     return float(found[1].replace(",", ""))
 
 
-def walk(room: Path, weights: Path, table: Path) -> float:
+def walk(model: str, room: Path, weights: Path, table: Path, size: int) -> float:
     """Over the same images, in the same order."""
     rows = json.loads(table.with_suffix(".keys.json").read_text())["rows"]
     (room / "paths").write_text(json.dumps([path for _, path in rows]))
-    return float(run("-c", LOOP, weights, room / "paths", room / "loop.npy").stdout)
+    code = LOOP.replace("{model}", MODELS[model])
+    return float(run("-c", code, weights, room / "paths", room / "loop.npy", size).stdout)
 
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featprep.commands.console import Progress, say, warnings_as_notes
+from featprep.commands.console import Progress, counted, say, warnings_as_notes
 from featprep.commands.flags import Parser, add_settings, parsed_settings
 from featprep.config import parse_value
 from featprep.errors import InputError, UsageError
@@ -76,8 +77,11 @@ def _classify(
     settings = parsed_settings({name: getattr(flags, name) for name in models.SETTINGS})
     config = models.task_config(_model(flags.model), settings)
     classifier = zero_shot.ZeroShotClassification(*models.open_towers(config))
-    if classifier.spec.meaningless and not flags.quiet:
-        say("note", f"{classifier.spec.name} has random weights: its scores carry no meaning")
+    if not flags.quiet:
+        say("scores", f"{classifier.kind_of_scores(len(labels))}, {classifier.spec.name}")
+        if classifier.spec.meaningless:
+            say("note", f"{classifier.spec.name} has random weights: its scores carry no meaning")
+    began = time.perf_counter()
     progress = Progress(total, 0, quiet=flags.quiet, verbose=False)
     entries: list[Entry] = []  # those handed out and not yet answered: a batch at most
     paths = _paths(source, entries)
@@ -90,6 +94,10 @@ def _classify(
             _print_failure(failed, flags.json, progress)
     finally:
         progress.close()
+    if not flags.quiet:
+        seconds, count = time.perf_counter() - began, total - progress.failed
+        say("done", f"{counted(count, 'image')} scored, {progress.failed:,} failed; {seconds:.1f} s, "
+                    f"{total / seconds:.1f} images/s")  # fmt: skip
     return _SOME_FAILED if progress.failed else 0
 
 
