@@ -50,7 +50,7 @@ def make_parser() -> Parser:
     add("--top", metavar="N", help="so many labels of each image (default: 5)")
     add("--json", action="store_true", help="one JSON object a line, for programs")
     add("--quiet", action="store_true", help="no progress")
-    add_settings(parser, SETTINGS, resize="native")
+    add_settings(parser, SETTINGS, resize="native", size="native")
     return parser
 
 
