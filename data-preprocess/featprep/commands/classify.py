@@ -58,12 +58,13 @@ def main(argv: Sequence[str]) -> int:
     flags = make_parser().read(argv)
     labels, top = _labels(flags), _top(flags.top)
     _model(flags.model)
-    from featprep import images
+    from featprep import devices, images
 
     # Every file has a result of its own here: a.png and a.jpg write nothing.
     selection = Selection(images.SUFFIXES, outputs=lambda key: (key,), names="full", flag="IMAGES")
     source = Source(flags.input, selection)
     total = source.census().total
+    devices.let_threads_sleep()
     with warnings_as_notes():
         return _classify(flags, labels, top, source, total)
 

@@ -59,6 +59,7 @@ def make_parser() -> Parser:
 def main(argv: Sequence[str]) -> int:
     flags = make_parser().read(argv)
     limits = _limits(flags.range)
+    from featprep import devices
     from featprep.commands.heatmap_folder import HeatmapFolder
     from featprep.runs import Run
     from featprep.tasks import text_maps, zero_shot
@@ -72,6 +73,7 @@ def main(argv: Sequence[str]) -> int:
     to = HeatmapFolder(flags.to or _beside(run.path), texts, about, limits)
     to.check(run.path)  # before anything is loaded
     settings = parsed_settings({name: getattr(flags, name) for name in _SETTINGS})
+    devices.let_threads_sleep()
     tower, checked = text_maps.open_tower(run, name, settings)
     if not flags.quiet:
         say("texts", f"{len(texts):,} by the text tower of {tower.name}; {checked}")

@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
     settings = parsed_settings({name: getattr(flags, name) for name in _SETTINGS})
     asked = parse_value("model", flags.models) if flags.models is not None else ()
     models = (asked,) if isinstance(asked, str) else asked
+    from featprep import devices
     from featprep.commands.console import say, warnings_as_notes
     from featprep.naming import printable
     from featprep.stores.milvus import Collection, is_missing
@@ -55,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
             f"--db {printable(db)}: is not there; make it first: featprep index VECTORS --db "
             f"{printable(db)}"
         )
+    devices.let_threads_sleep()
     with Collection(db, flags.collection) as collection:
         about = collection.about()
         if about is None:
