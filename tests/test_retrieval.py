@@ -4,11 +4,12 @@ Lite, by tables that are made here and an encoder that can be computed by hand."
 from __future__ import annotations
 
 import fcntl
+import importlib
 import json
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,38 @@ def test_a_real_model_finds_a_text_by_the_cosine_of_its_two_towers(
     }  # fmt: skip
     assert main(["search", db, "--image", f"{tmp_path}/in/a.png", *query]) == 0
     assert json.loads(capsys.readouterr().out)["results"][0]["score"] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of a server that speaks Milvus over the network: Milvus Lite's own."""
+    adapter: Any = importlib.import_module("milvus_lite.adapter.grpc.server")
+    data = str(tmp_path / "served")
+    running, database, port = adapter.start_server_in_thread(data_dir=data, host="127.0.0.1")
+    yield f"http://127.0.0.1:{port}"
+    running.stop(grace=0).wait()
+    database.close()
+
+
+def test_a_servers_address_works_as_a_folder_does(bench: Bench, server: str) -> None:
+    table, db = str(bench.vectorize()), f"--db={server}"
+    for _ in range(2):  # the second replaces
+        assert bench.call("index", table, db) == 0
+        assert bench.said.splitlines()[-2] == (
+            f"done     3 vectors put in; 3 in the collection featprep of {server}"
+        )
+    assert bench.call("search", db, f"--image={bench.root}/in/blue.png", "--json") == 0
+    hits = json.loads(bench.out)["results"]
+    assert [hit["key"] for hit in hits] == ["blue", "sub/sum", "red"]
+    assert [hit["score"] for hit in hits] == pytest.approx([1, 0.5**0.5, 0], abs=1e-6)
+    assert hits[0]["path"] == f"{bench.root}/in/blue.png"
+    other = str(bench.vectorize(models="hf:tiny", output="w.npy"))
+    assert bench.call("index", other, db) == 2
+    assert bench.said.splitlines()[-1] == (
+        f"featprep: --db {server}, collection featprep, holds vectors of other settings: models "
+        "clip:tiny there, hf:tiny asked. Nothing was touched: use another --collection, or another "
+        "--db"
+    )
 
 
 # --- what stands in a collection
