@@ -97,8 +97,8 @@ def _classify(
         progress.close()
     if not flags.quiet:
         seconds, count = time.perf_counter() - began, total - progress.failed
-        say("done", f"{counted(count, 'image')} scored, {progress.failed:,} failed; {seconds:.1f} s, "
-                    f"{total / seconds:.1f} images/s")  # fmt: skip
+        text = f"{counted(count, 'image')} scored, {progress.failed:,} failed"
+        say("done", f"{text}; {seconds:.1f} s, {total / seconds:.1f} images/s")
     return _SOME_FAILED if progress.failed else 0
 
 
