@@ -249,6 +249,19 @@ def test_a_plain_name_of_torchvisions_has_its_own_size() -> None:
     assert resolved.map_shape == (2560, 19, 19)
 
 
+def test_every_name_that_torchvision_has_for_its_default_weights_means_them(made: Made) -> None:
+    path = made("torchvision:resnet18").path
+    for id in KNOWN:
+        architecture, tag = tag_of(id)
+        default = models.get_model_weights(architecture).DEFAULT.name
+        assert (id == architecture) == (tag == default)
+        for more in (f"{architecture}/{default}", f"{architecture}/DEFAULT"):
+            for typed in (more, f"torchvision:{more}"):
+                assert resolve(typed, "any") == ModelName("torchvision", architecture)
+            local = f"torchvision:{more}={path}"
+            assert resolve(local, "any") == ModelName("torchvision", architecture, path)
+
+
 # --- position embeddings
 
 

@@ -169,6 +169,14 @@ def test_aliases_of_the_integration_guide_mean_what_they_say() -> None:
     )
 
 
+def test_an_alias_may_bear_weights_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "a=b.pt"
+    path.touch()
+    for family in ("any", SCRIPT):
+        name = resolve(f"openai_clip_vit_b32={path}", family)
+        assert name == ModelName("clip", "ViT-B/32", str(path))
+
+
 def test_the_clip_command_takes_both_families_and_its_own_first() -> None:
     assert resolve("tiny", SCRIPT).family == "clip"
     assert resolve("ViT-L/14", SCRIPT) == ModelName("clip", "ViT-L/14", is_plain=True)

@@ -186,7 +186,7 @@ def resolve(value: str, scope: str) -> ModelName:
 
     FAMILY:ID, FAMILY:ID=PATH, a known name, an alias, or, in a command other than `any`, a path.
     """
-    value = ALIASES.get(value, value)
+    value = _unaliased(value)
     taken = SCOPES[scope]
     head, colon, rest = value.partition(":")
     if colon and head in FAMILIES:
@@ -200,6 +200,15 @@ def resolve(value: str, scope: str) -> ModelName:
         if value in row.known and scope in SCRIPTS:
             raise UsageError(_elsewhere(f"{family}:{value}", taken))
     raise UsageError(_unknown(value, taken, value))
+
+
+def _unaliased(value: str) -> str:
+    """An alias, also of local weights (ALIAS=PATH), as the name it stands for."""
+    head, equals, path = value.partition("=")
+    id = head.removeprefix("torchvision:")
+    if id in torchvision_catalogue.SAME:
+        head = f"torchvision:{torchvision_catalogue.SAME[id]}"
+    return f"{ALIASES.get(head, head)}{equals}{path}"
 
 
 def _plain(value: str, taken: Scope) -> ModelName | None:

@@ -184,6 +184,13 @@ KNOWN = {
     for id in (f"{name}/{weights.tag}" if number else name,)
 }
 
+# What else torchvision calls the weights that a name alone means.
+SAME = {
+    f"{name}/{tag}": name
+    for name, row in ARCHITECTURES.items()
+    for tag in (row.published[0].tag, "DEFAULT")
+}
+
 
 def tag_of(id: str) -> tuple[str, str]:
     """(torchvision's name, the member of its weights enum) of an ID."""
