@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from fakes import FakeEncoder
-from featprep.batching import BatchEncoder, SizeQueues
+from featprep.batching import BatchEncoder, SizeQueues, _is_finite
 from featprep.encoders.base import Want
 from featprep.records import ImageRef, Prepared
 
@@ -46,6 +47,30 @@ def test_a_grid_that_is_not_what_was_promised_is_never_stored() -> None:
         AssertionError, match=r"the encoder gave cells \(2, 2\), its grid\(\) \(9, 9\)"
     ):
         list(batch.encode([image]))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_number_that_is_not_finite_is_found(dtype: str, value: float) -> None:
+    array = np.full((2, 3, 4), np.finfo(dtype).max, dtype)
+    assert _is_finite(array)
+    assert _is_finite(-array)
+    array[1, 2, 3] = value
+    assert not _is_finite(array)
+
+
+def test_what_the_device_found_finite_is_not_looked_at_again() -> None:
+    """And what it did not is looked at, named and encoded again."""
+    encoder, exact = FakeEncoder(scale=1e30), FakeEncoder()
+    encode = encoder.encode
+    encoder.encode = lambda pixels, want: replace(  # type: ignore[method-assign]
+        encode(pixels, want), finite=np.array([True, False])
+    )
+    batch = BatchEncoder(encoder, Want(dtype="float16"), 2, exact=lambda: exact)
+    (_, _, first), (_, _, second) = batch.encode([_image("a"), _image("b")])  # type: ignore[misc]
+    assert first == ()
+    note = "encoded again in float32: not finite in float32 stored as float16"
+    assert second == (note,)
 
 
 def test_a_halved_batch_stays_halved() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from featprep import certify, cli, published
+from featprep import certify, cli, devices, published
 from featprep.certify import Case, Verdict
 from featprep.certify_cases import default_cases, generate_images
 from featprep.commands import certify as command
@@ -25,7 +25,7 @@ from featprep.encoders import (
     openai_clip,
     taps,
 )
-from featprep.encoders.base import ModelName, Want
+from featprep.encoders.base import LoadOptions, ModelName, Want
 from featprep.encoders.hf_config import MODEL_TYPES
 from featprep.encoders.hf_known import kind_of
 from featprep.encoders.tiny import (
@@ -66,13 +66,13 @@ def certified(verdicts: list[Verdict], monkeypatch: pytest.MonkeyPatch) -> list[
     """Every model is what clip:tiny is; the names that were asked, whose weights were there."""
     asked: list[ModelName] = []
 
-    def recall(name: ModelName) -> list[Verdict]:
+    def recall(name: ModelName, options: LoadOptions) -> list[Verdict]:
         assert name.path is None or Path(name.path).exists()
         asked.append(name)
         return verdicts
 
     monkeypatch.setattr(certify, "certify", recall)
-    monkeypatch.setattr(certify, "certify_conversion", lambda name, family: recall(name))
+    monkeypatch.setattr(certify, "certify_conversion", lambda name, _, load: recall(name, load))
     return asked
 
 
@@ -125,6 +125,18 @@ def test_every_kind_that_a_spec_says_it_has_is_asked_at_other_sizes_and_in_bfloa
         (42, 84, "bfloat16"): every,
         (224, 224, "bfloat16"): main,
     }
+
+
+def test_each_reduced_precision_of_a_device_is_asked_for_the_same() -> None:
+    cases = default_cases(TINY["clip"], ["bfloat16", "float16"])
+    halves = {
+        compute: [case for case in cases if case.compute == compute]
+        for compute in ("bfloat16", "float16")
+    }
+    assert len(halves["bfloat16"]) == 17
+    assert halves["float16"] == [
+        dataclasses.replace(case, compute="float16") for case in halves["bfloat16"]
+    ]
 
 
 def test_an_encoder_of_one_size_is_asked_at_no_other() -> None:
@@ -362,7 +374,7 @@ def test_overhead_is_measured_in_pairs_against_a_module_that_runs(
         name = ModelName(family, "tiny", str(write_tiny(family, tmp_path)))
     else:
         name = ModelName(family, "resnet18", str(write_random(f"{family}:resnet18", tmp_path)))
-    found = measure_overhead(name, compute, batch=1, rounds=3)
+    found = measure_overhead(name, LoadOptions(compute=compute), batch=1, rounds=3)
     assert min(*found.ours.wall, *found.bare.wall, *found.ours.cpu, *found.bare.cpu) > 0
     assert found.added == [
         ours / bare - 1 for ours, bare in zip(found.ours.wall, found.bare.wall, strict=True)
@@ -403,6 +415,9 @@ def test_the_table_has_a_line_a_model_and_the_json_every_comparison(
     ]
     assert "comparisons in" in out[-1]
     read = json.loads(file.read_text())
+    head = {key: read[key] for key in ("random", "layers", "device", "complete")}
+    assert head == {"random": False, "layers": None, "device": "cpu", "complete": True}
+    assert read["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert [model["model"] for model in read["models"]][:2] == ["clip:tiny", "clip:tiny as hf:"]
     whats = {row["what"] for row in read["models"][0]["comparisons"]}
     assert {"value 42×84 bf16", "pooled 224×224", "query@0 70×42", "order 70×42"} <= whats
@@ -430,7 +445,7 @@ def test_one_outside_tolerance_exits_with_one_and_names_what_it_is(
 def test_a_model_that_breaks_hides_no_later_one(
     verdicts: list[Verdict], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def breaking(name: ModelName) -> list[Verdict]:
+    def breaking(name: ModelName, options: LoadOptions) -> list[Verdict]:
         if name.family == "hf":
             raise ValueError("no such\nthing")
         return verdicts
@@ -440,6 +455,41 @@ def test_a_model_that_breaks_hides_no_later_one(
     out = lines(capsys)
     assert out[1].split(maxsplit=2) == ["FAIL", "hf:tiny", "ValueError: no such thing"]
     assert out[2].split()[:2] == ["ok", "clip:tiny"]
+
+
+def test_what_is_done_stands_in_the_json_of_one_that_was_interrupted(
+    verdicts: list[Verdict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(name: ModelName, options: LoadOptions) -> list[Verdict]:
+        if name.family == "hf":
+            raise KeyboardInterrupt
+        return verdicts
+
+    monkeypatch.setattr(certify, "certify", interrupted)
+    file = tmp_path / "certificate.json"
+    assert cli.main(["certify", "clip:tiny", "hf:tiny", "--json", str(file)]) == 130
+    read = json.loads(file.read_text())
+    assert [model["model"] for model in read["models"]] == ["clip:tiny"]
+    assert read["complete"] is False
+
+
+def test_on_a_gpu_both_halves_are_asked_and_its_name_reaches_the_encoder(
+    verdicts: list[Verdict], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def recall(name: ModelName, options: LoadOptions) -> list[Verdict]:
+        asked.append(options.device)
+        return verdicts
+
+    monkeypatch.setattr(certify, "certify", recall)
+    monkeypatch.setattr(devices, "available_devices", lambda: ["cuda:0", "cpu"])
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert cli.main(["certify", "clip:tiny", "--device", "gpu"]) == 0
+    out = lines(capsys)
+    assert asked == ["cuda:0"]
+    assert out[0].split()[3] == "bf16/fp16"
+    assert out[-2].endswith("bfloat16 and float16 cosine of a map at least 0.999")
 
 
 def test_without_weights_nothing_is_certified_and_the_exit_code_says_so(
@@ -454,6 +504,17 @@ def test_without_weights_nothing_is_certified_and_the_exit_code_says_so(
     )
     assert cli.main(["certify", "clip:ViT-B/32", "--verbose"]) == 2
     assert "HF_HUB_OFFLINE closes downloads" in lines(capsys)[1]
+
+
+def test_why_local_weights_are_refused_is_said_and_the_flag_it_names_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "x.pt"
+    file.touch()
+    assert cli.main(["certify", f"openclip:ViT-B-32={file}"]) == 2
+    assert "a checkpoint does not say its activation; add --quick_gelu" in lines(capsys)[1]
+    assert cli.main(["certify", f"openclip:ViT-B-32={file}", "--no_quick_gelu"]) == 2
+    assert f"openclip:ViT-B-32: {file} is cut off at 0 bytes" in lines(capsys)[1]
 
 
 def test_random_weights_certify_the_architecture_alone_and_are_removed(

@@ -97,7 +97,11 @@ def test_one_pass_over_the_images_and_one_over_the_labels(
         f"This is a photo of {label}."
         for label in ("one label", "two label", "cat", "dog", "red car")
     ]
+    assert re.fullmatch(
+        r"done     4 images scored, 0 failed; [\d.]+ s, [\d.]+ images/s", errors.pop()
+    )
     assert errors == [
+        "scores   shares of 1 over 6 labels (softmax), clip:tiny",
         "note     clip:tiny has random weights: its scores carry no meaning",
         "note     1 text is longer than the 77 tokens of clip:tiny, and truncated: This is a photo "
         "of long long long long long long long long …",

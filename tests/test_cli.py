@@ -98,11 +98,53 @@ def test_models_lists_and_filters(capsys: pytest.CaptureFixture[str]) -> None:
         "224×224",
         "512",
         "yes",
+        "no",
         "unknown",
-        "unknown",
+        "alias",
+        "openai_clip_vit_b32",
     ]
     assert cli.main(["models", "vitb16-pretrain"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[-2:] == ["yes", "dinov3-license"]
+
+
+def test_models_finds_a_name_by_its_alias(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "open_clip_convnext_base"]) == 0
+    _, row = capsys.readouterr().out.splitlines()
+    name, *cells = row.split()
+    assert name == "openclip:convnext_base/laion400m_s13b_b51k"
+    assert cells[:4] == ["1024", "32", "224×224", "512"]
+    assert cells[4:] == ["yes", "unknown", "unknown", "alias", "open_clip_convnext_base"]
+
+
+def test_more_lists_what_timm_alone_knows_and_says_what_gives_no_map(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["models", "timm:test_vit.", "--more"]) == 0
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split()[:2] == ["name", "hidden"]
+    assert row.split() == (
+        ["timm:test_vit.r160_in1k", "64", "16", "160×160", "-", "no", "unknown", "apache-2.0"]
+    )
+    assert cli.main(["models", "timm:inception_v3.tv_in1k", "--more"]) == 0
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 1
+    assert said.err == "left out 1 of 1 more names: they give no map\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--more"], "--more: of which names? type, for example, featprep models vit_b --more"),
+        (
+            ["timm:zebra", "--more"],
+            "featprep models timm:zebra: no name holds this; without it, all are listed.",
+        ),
+    ],
+)
+def test_more_is_refused_where_it_has_nothing_to_list(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _refusal(capsys, "models", *words) == f"featprep: {message}\n"
 
 
 @pytest.mark.parametrize(
@@ -121,7 +163,7 @@ def test_a_filter_that_no_name_holds_is_refused_with_the_nearest(
     assert (said.out, said.err) == (
         "",
         f"featprep: featprep models {typed.lower()}: no name holds this; without it, all are "
-        f"listed.{hint}\n",
+        f"listed; --more looks among timm's others too.{hint}\n",
     )
 
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from featprep import encoders
 from featprep.commands import encode
-from featprep.encoders.base import LoadOptions, Want
+from featprep.encoders.base import LoadOptions, ModelName, Want
 from featprep.encoders.graphs import Graph
 from featprep.encoders.thread_copies import ThreadCopies
+from featprep.encoders.tiny import write_random
 from PIL import Image
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
@@ -89,6 +90,16 @@ def test_the_device_tells_which_images_overflow_half_precision() -> None:
     finite = [bool(np.isfinite(map_).all()) for map_ in found.map]
     assert found.finite.tolist() == finite
     assert not all(finite)
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet18"])
+def test_a_cnns_maps_are_those_of_the_cpu(name: str, tmp_path: Path) -> None:
+    family, id = name.split(":")
+    local = ModelName(family, id, str(write_random(name, tmp_path)))
+    there, here = (encoders.load_encoder(local, LoadOptions(device=d)) for d in ("cuda:0", "cpu"))
+    found, expected = there.encode(_pixels(0), Want()).map, here.encode(_pixels(0), Want()).map
+    rms = float(np.sqrt((expected**2).mean()))
+    assert np.abs(found - expected).max() <= 1e-4 * max(1, rms)
 
 
 def test_a_run_on_the_gpu_ends_as_one_on_the_cpu(tmp_path: Path) -> None:

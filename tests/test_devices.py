@@ -169,7 +169,13 @@ def test_on_a_cpu_every_core_has_a_batch_of_its_own(monkeypatch: pytest.MonkeyPa
     assert choose(96) == (32, 3, "3 threads each of 96 cores")
     assert choose(12, fixed=4) == (3, 4, "4 threads each of 12 cores")
     assert choose(2, fixed=4) == (1, 4, "4 threads each of 2 cores")
-    assert choose(12, "cuda:0") == (1, 12, "")
+    assert choose(12, "mps") == (1, 12, "")
+
+
+def test_on_cuda_two_batches_are_under_way_and_several_threads_write() -> None:
+    hands = devices.choose_hands("cuda:0", fixed=3)
+    assert dataclasses.astuple(hands) == (2, 3, "one travels while the other is computed")
+    assert (devices.choose_writers("cuda:1"), devices.choose_writers("cpu")) == (4, 1)
 
 
 def test_devices_have_titles_for_people(machine: Any) -> None:
@@ -178,6 +184,16 @@ def test_devices_have_titles_for_people(machine: Any) -> None:
     assert devices.device_title("cpu") == "cpu Intel Xeon Platinum 8480+, 12 cores"
     machine(cpuinfo=ZEN4)
     assert devices.device_title("cpu") == "cpu AMD EPYC 9354 32-Core, 12 cores"
+
+
+def test_a_device_has_the_reduced_precisions_it_can_compute_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert devices.reduced_precisions("cpu") == ("bfloat16",)
+    assert devices.reduced_precisions("mps") == ("float16",)
+    for has_bfloat16, found in ((True, ("bfloat16", "float16")), (False, ("float16",))):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has_bfloat16: has)
+        assert devices.reduced_precisions("cuda:0") == found
 
 
 def test_this_machine_answers_too() -> None:
@@ -190,7 +206,8 @@ def test_this_machine_answers_too() -> None:
 def test_versions_name_what_decides_a_value() -> None:
     versions = devices.library_versions()
     assert list(versions) == [
-        "python", "torch", "torchvision", "transformers", "clip", "numpy", "pillow"
+        "python", "torch", "torchvision", "transformers", "clip", "open_clip", "timm", "numpy",
+        "pillow",
     ]  # fmt: skip
     assert versions["torch"] == torch.__version__.partition("+")[0]
 

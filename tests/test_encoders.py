@@ -305,6 +305,18 @@ def test_a_misspelt_name_of_the_hub_that_cannot_be_had_says_which_was_meant() ->
         assert str(refusal.value).endswith("writes it)")
 
 
+def test_a_gated_name_that_cannot_be_had_offline_says_where_its_terms_are() -> None:
+    name = "hf:facebook/dinov3-vitb16-pretrain-lvd1689m"
+    for load in (find_weights, lambda name: load_encoder(name, LoadOptions())):
+        with pytest.raises(WeightsError) as refusal:
+            load(resolve(name, "any"))
+        assert str(refusal.value).endswith(
+            f"(featprep fetch {name} --to DIR, where there is a network, writes it). It is gated: "
+            "first accept its terms at https://huggingface.co/"
+            "facebook/dinov3-vitb16-pretrain-lvd1689m"
+        )
+
+
 def test_describing_loads_no_torch(tmp_path: Path) -> None:
     folder = write_tiny("hf", tmp_path / "local")
     snapshot = tmp_path / "hub/models--org--model/snapshots/abc"
@@ -679,6 +691,26 @@ def test_hub_positions_follow_the_published_formula(load: Load) -> None:
         ours = encoder.model.embeddings.interpolate_pos_encoding(tokens, 224, 126)[0]
         expected = hub_positions(encoder, 224, 126, offset)
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+
+
+def test_positions_are_interpolated_once_for_a_size_and_few_are_kept(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, sizes = load("hf"), list[object]()
+    interpolate = torch.nn.functional.interpolate
+
+    def counted(*args: Any, **options: Any) -> Any:
+        sizes.append(options["size"])
+        return interpolate(*args, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "interpolate", counted)
+    first = encoder.encode(images(1, 84, 140), Want()).map
+    assert np.array_equal(encoder.encode(images(1, 84, 140), Want()).map, first)
+    assert len(sizes) == 1
+    for rows in range(1, 9):
+        encoder.encode(images(1, 14 * rows, 56), Want())
+    assert np.array_equal(encoder.encode(images(1, 84, 140), Want()).map, first)  # made anew
+    assert len(sizes) == 10
 
 
 def test_the_conventions_differ_off_the_native_size_and_agree_on_it(load: Load) -> None:

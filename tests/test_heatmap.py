@@ -16,7 +16,7 @@ from featprep import encoders
 from featprep.cli import main
 from featprep.encoders.base import LoadOptions
 from featprep.encoders.tiny import write_tiny
-from featprep.tasks.heatmap import cosines, segments
+from featprep.tasks.heatmap import Tally, cosines, segments
 from featprep.tasks.heatmap_pictures import colour, heat, labels, picture
 from PIL import Image
 
@@ -36,6 +36,17 @@ def test_a_cell_belongs_to_its_highest_text_the_first_of_equals_and_none_outside
     assert segments(found, None).tolist() == [[1, 0], [0, 0]]
     mask = np.array([[0.0, 0.2], [1.0, 0.0]], np.float32)  # coverage
     assert segments(found, mask).tolist() == [[-1, 0], [0, -1]]
+
+
+def test_a_tally_is_of_the_cells_that_count() -> None:
+    tally = Tally.of_none(2)
+    found = np.array([[[0.1, 0.9]], [[0.2, -0.5]]], np.float32)
+    tally.add(found, np.array([[0, 0]], np.uint8))
+    assert (tally.cells, tally.highest.tolist()) == (0, [0, 0])
+    tally.add(found, np.array([[1, 0]], np.uint8))
+    tally.add(found / 2, None)
+    assert (tally.cells, tally.highest.tolist()) == (3, [1, 2])
+    np.testing.assert_allclose((tally.least, tally.greatest), [[0.05, -0.25], [0.45, 0.2]])
 
 
 def test_colours_run_between_the_cells_that_count() -> None:
@@ -139,9 +150,13 @@ def test_several_texts_give_cosines_pictures_and_segments(
         assert (drawn.size, drawn.mode) == ((336, 336), "RGBA")
         alpha = np.asarray(drawn)[10::21, 10::21, 3]
     assert np.array_equal(alpha > 0, mask > 0)
-    everything = [np.load(to / f"cosines/{name}.npy")[0] for name in names]
-    low, high = min(map(np.min, everything)), max(map(np.max, everything))
-    assert lines[0] == f"a red car  cosines {low:.3f} to {high:.3f}  {to}/1_a_red_car"
+    cat = np.load(to / "cosines/cat.npy").reshape(2, -1)  # opaque
+    cells = np.concatenate([cat, found[:, mask > 0]], axis=1)
+    low, high, share = cells[0].min(), cells[0].max(), (cells[0] >= cells[1]).mean()
+    assert lines[0] == (
+        f"a red car  cosines {low:.3f} to {high:.3f}, highest in {share:.0%} of cells (#f23d3d)  "
+        f"{to}/1_a_red_car"
+    )
 
 
 def test_over_draws_on_what_the_network_saw_and_goes_on_without_it(

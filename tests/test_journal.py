@@ -114,6 +114,16 @@ def test_a_damaged_line_is_passed_over_and_its_neighbours_are_not(
     assert read(path) == [line("a"), line("b")]
 
 
+def test_an_index_has_no_record_of_a_key_whose_last_line_is_damaged_within(path: Path) -> None:
+    append_lines(str(path), [line("a", 1), line("b", 2), line("é", 3)])
+    with path.open("ab") as file:
+        file.write(b'{"key": "a", "value": \xff}\n{"key": "b"} {"key": "b"}\n')
+    with closing(index(path.parent)) as lines:
+        assert [lines.get(key) for key in ("a", "b", "é")] == [None, None, line("é", 3)]
+        assert list(lines) == [line("é", 3)]
+        assert list(lines.raw()) == [b'{"key": "\\u00e9", "value": 3}\n']
+
+
 @given(data=st.binary(max_size=200))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_are_lines_or_passed_over(data: bytes, path: Path) -> None:

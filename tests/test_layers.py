@@ -27,7 +27,7 @@ LAYERS = {
     ],
     "images": [
         "images", "image_files", "image_kinds", "pixels", "deep_samples", "codec_state",
-        "geometry", "masks", "pooling", "devices",
+        "fast_decoding", "geometry", "masks", "pooling", "devices",
     ],
     "parts": ["encoders.*", "references.*", "stores.*", "sources", "ledger", "journal", "lock"],
     "pipeline": [
@@ -238,6 +238,36 @@ def test_a_plan_loads_nothing_heavy(tmp_path: Path) -> None:
         "tiny",
     ]
     assert loaded_by(f"from featprep.cli import main_encode\nmain_encode('dino', {words})") == set()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["encode", "--model=hf:tiny", "--input=IN", "--output=OUT"],
+        ["vectorize", "--models=hf:tiny", "--image_path=IN", "--output=OUT/v.npy"],
+        ["classify", "IN", "--model=clip:tiny", "--labels=a,b"],
+    ],
+    ids=lambda words: str(words[0]),
+)
+def test_a_command_has_torchs_threads_sleep_before_it_imports_torch(
+    words: list[str], tmp_path: Path
+) -> None:
+    """Or they spin: on two busy cores classify went at 2.6 images/s, and asleep at 24."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(b"")
+    places = {"IN": f"{tmp_path}/in", "OUT": f"{tmp_path}/out"}
+    for name, place in places.items():
+        words = [word.replace(name, place) for word in words]
+    code = (
+        "from featprep import cli, devices\n"
+        "class Slept(BaseException): pass\n"
+        "def sleep(): raise Slept\n"
+        "devices.let_threads_sleep = sleep\n"
+        f"try: cli.main({words})\n"
+        "except Slept: pass\n"
+        "else: raise SystemExit('never called')"
+    )
+    assert "torch" not in loaded_by(code)
 
 
 @pytest.mark.parametrize(

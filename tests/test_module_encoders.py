@@ -20,8 +20,15 @@ import torch
 from featprep import certify
 from featprep.certify_cases import Case, kinds, main_kinds
 from featprep.config import EncodeConfig
-from featprep.encoders import describe, load_encoder, resolve
-from featprep.encoders.base import Encoder, LoadOptions, ModelName, Want, predict_grid
+from featprep.encoders import describe, load_encoder, resolve, terms_of
+from featprep.encoders.base import (
+    Encoder,
+    LoadOptions,
+    ModelName,
+    Terms,
+    Want,
+    predict_grid,
+)
 from featprep.encoders.module_encoder import Ask, measure_unit, outline, trace
 from featprep.encoders.random_modules import write_timm, write_torchvision
 from featprep.encoders.timm_building import can_resize, read_card, sketch_model
@@ -240,6 +247,19 @@ def test_a_plain_name_of_torchvisions_has_its_own_size() -> None:
     config = EncodeConfig(input="in", output="out", model="efficientnet_b7", resize="crop")
     resolved = resolve_config(config, spec, "float32", by_patch(spec), is_plain=False)
     assert resolved.map_shape == (2560, 19, 19)
+
+
+def test_every_name_that_torchvision_has_for_its_default_weights_means_them(made: Made) -> None:
+    path = made("torchvision:resnet18").path
+    for id in KNOWN:
+        architecture, tag = tag_of(id)
+        default = models.get_model_weights(architecture).DEFAULT.name
+        assert (id == architecture) == (tag == default)
+        for more in (f"{architecture}/{default}", f"{architecture}/DEFAULT"):
+            for typed in (more, f"torchvision:{more}"):
+                assert resolve(typed, "any") == ModelName("torchvision", architecture)
+            local = f"torchvision:{more}={path}"
+            assert resolve(local, "any") == ModelName("torchvision", architecture, path)
 
 
 # --- position embeddings
@@ -508,6 +528,8 @@ def test_the_reference_of_a_vit_draws_no_bar(capsys: pytest.CaptureFixture[str])
 def test_torchvisions_table_is_torchvisions(id: str) -> None:
     name, tag = tag_of(id)
     published, spec = models.get_model_weights(name)[tag], KNOWN[id]
+    licence = published.meta.get("license", "unknown")
+    assert terms_of(ModelName("torchvision", id)) == Terms(licence, is_gated=False)
     recipe = published.transforms()
     assert (recipe.resize_size, recipe.crop_size) == ([spec.recipe.resize], [spec.recipe.crop[0]])
     assert recipe.interpolation.value == spec.recipe.kernel
@@ -570,6 +592,7 @@ def test_timms_table_is_timms(id: str) -> None:
     network = timm_network(name, model, swaps=False)
     assert make_spec(name, model, network, can_resize(model)) == TIMM[id]
     assert describe(name) == TIMM[id]
+    assert terms_of(name) == Terms(model.pretrained_cfg["license"])
     assert timm.get_pretrained_cfg(id).hf_hub_id == f"timm/{id}"
 
 

@@ -241,8 +241,14 @@ def test_pooled_is_what_encode_image_gives_and_goes_on_to_other_sizes(
 
 def test_what_a_resnet_lacks_is_refused_with_what_there_is(encoder: Any) -> None:
     for want, message in (
-        (Want(facet="key"), "--facet key: clip:test has no attention that gives one; drop it"),
-        (Want(prefix=True), "--prefix: clip:test has no CLS or register tokens; drop it"),
+        (
+            Want(facet="key"),
+            "--facet key: clip:test has no attention that gives one; allowed is --facet token",
+        ),
+        (
+            Want(prefix=True),
+            "--prefix: clip:test has no CLS or register tokens; there is --pooled or --masked_pool",
+        ),
         (
             Want(norm="final"),
             "--norm final: clip:test has no other map of it; allowed is --norm auto or none",

@@ -169,6 +169,14 @@ def test_aliases_of_the_integration_guide_mean_what_they_say() -> None:
     )
 
 
+def test_an_alias_may_bear_weights_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "a=b.pt"
+    path.touch()
+    for family in ("any", SCRIPT):
+        name = resolve(f"openai_clip_vit_b32={path}", family)
+        assert name == ModelName("clip", "ViT-B/32", str(path))
+
+
 def test_the_clip_command_takes_both_families_and_its_own_first() -> None:
     assert resolve("tiny", SCRIPT).family == "clip"
     assert resolve("ViT-L/14", SCRIPT) == ModelName("clip", "ViT-L/14", is_plain=True)
@@ -286,6 +294,17 @@ def test_a_file_of_a_tag_equals_open_clips_own(vit_b32: Path) -> None:
     name = ModelName("openclip", "ViT-B-32/openai", str(vit_b32 / WEIGHTS[0]))
     for verdict in certify.certify(name, [certify.Case(224, 224, 1), certify.Case(96, 160, 2)]):
         assert verdict.is_within, verdict
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+def test_a_file_without_a_tag_is_certified_with_the_activation_that_is_said(
+    vit_b32: Path, quick_gelu: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = ModelName("openclip", "ViT-B-32", str(vit_b32 / WEIGHTS[0]))
+    options = LoadOptions(quick_gelu=quick_gelu)
+    (verdict,) = certify.certify(name, [certify.Case(96, 160)], options)
+    assert verdict.is_within, verdict
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("trunk", ["fastvit_mci0"])

@@ -299,13 +299,13 @@ def test_value_of_a_resnet_is_its_attention_poolings_value_path(folder: Folders)
     ("kind", "want", "message"),
     [
         ("siglip", {"prefix": True}, "--prefix: openclip:test has no CLS or register tokens; "
-         "drop it"),
+         "there is --pooled or --masked_pool"),
         ("siglip", {"feature": "value"}, "--feature value: openclip:test has no value path to a "
          "projection; allowed is --feature patch"),
         ("convnext", {"feature": "value"}, "--feature value: openclip:test has no value path to a "
          "projection; allowed is --feature patch or projected"),
         ("convnext", {"facet": "key"}, "--facet key: openclip:test has no attention that gives "
-         "one; drop it"),
+         "one; allowed is --facet token"),
         ("resnet", {"norm": "final"}, "--norm final: openclip:test has no other map of it; allowed "
          "is --norm auto or none"),
         ("coca", {"norm": "final"}, "--norm final: openclip:test has no other map of it; allowed "
@@ -313,7 +313,7 @@ def test_value_of_a_resnet_is_its_attention_poolings_value_path(folder: Folders)
         ("relpos", {"layers": (0,)}, "--layer 0: of openclip:test, allowed is -1 (or 8), the last "
          "block"),
         ("relpos", {"facet": "key"}, "--facet key: openclip:test has no attention that gives one; "
-         "drop it"),
+         "allowed is --facet token"),
         ("vit", {"layers": (2,)}, "--layer 2: openclip:test has 2 blocks; allowed are 0 to 1, or "
          "-1 (the last) to -2"),
     ],

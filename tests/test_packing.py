@@ -47,7 +47,9 @@ def load(name: ModelName, compute: Any = "bfloat16") -> Any:
 
 
 def packed_layers(encoder: Any) -> list[nn.Module]:
-    return [module for module in modules_of(encoder) if hasattr(module, "packed")]
+    """The linear ones."""
+    linears = [module for module in modules_of(encoder) if isinstance(module, nn.Linear)]
+    return [module for module in linears if hasattr(module, "packed")]
 
 
 def modules_of(encoder: Any) -> Iterator[nn.Module]:
@@ -89,7 +91,6 @@ def test_the_layers_of_a_vit_are_packed_and_its_weights_are_there_once(tmp_path:
     encoder = load(written("hf:tiny", tmp_path))
     layers = packed_layers(encoder)
     assert len(layers) == encoder.spec.depth * 6  # q, k, v, out, fc1, fc2
-    assert all(isinstance(layer, nn.Linear) for layer in layers)
     assert all(set(layer._parameters) == {"bias"} for layer in layers)
 
 
@@ -114,6 +115,80 @@ def test_whoever_reads_a_weight_has_it_and_a_plain_layer() -> None:
     assert torch.equal(model[0].weight, weight)
     assert type(model[0]) is nn.Linear
     assert torch.equal(model(tokens), expected)
+
+
+@pytest.fixture(params=[False, True], ids=["tokens first", "images first"])
+def attention(request: pytest.FixtureRequest) -> nn.MultiheadAttention:
+    torch.manual_seed(0)
+    made = nn.MultiheadAttention(64, 4, batch_first=request.param).bfloat16()
+    nn.init.normal_(made.in_proj_bias)
+    return made.eval().requires_grad_(False)
+
+
+@needs_onednn
+def test_a_packed_attention_gives_what_torchs_own_gives(attention: nn.MultiheadAttention) -> None:
+    tokens = torch.randn(5, 3, 64).bfloat16()
+    expected = attention(tokens, tokens, tokens, need_weights=False)[0]
+    packing.pack(attention)
+    assert hasattr(attention, "packed")
+    assert hasattr(attention.out_proj, "packed")
+    assert set(attention._parameters) == {"in_proj_bias"} | {
+        f"{name}_proj_weight" for name in "qkv"
+    }
+    for named in ({"need_weights": False}, {"need_weights": False, "attn_mask": None}):
+        found, weights = attention(tokens, tokens, tokens, **named)
+        assert weights is None
+        assert torch.allclose(found, expected, rtol=0.01, atol=0.01)
+    assert hasattr(attention, "packed")
+    shaped = tokens.to("meta")
+    assert attention(shaped, shaped, shaped, need_weights=False)[0].shape == (5, 3, 64)
+
+
+@needs_onednn
+@pytest.mark.parametrize("asked", ["weights", "mask", "padding", "other keys"])
+def test_what_a_packed_attention_does_not_know_torchs_own_does(
+    attention: nn.MultiheadAttention, asked: str
+) -> None:
+    tokens, keys = torch.randn(2, 5, 5, 64).bfloat16()
+    names = {
+        "weights": {},
+        "mask": {"need_weights": False, "attn_mask": torch.eye(5).bool().logical_not()},
+        "padding": {"need_weights": False, "key_padding_mask": torch.arange(25).view(5, 5) == 3},
+        "other keys": {"need_weights": False},
+    }
+    keys = keys if asked == "other keys" else tokens
+    expected = attention(tokens, keys, keys, **names[asked])
+    packing.pack(attention)
+    found = attention(tokens, keys, keys, **names[asked])
+    assert torch.equal(found[0], expected[0])
+    assert (found[1] is None) == (asked != "weights")
+    assert type(attention) is nn.MultiheadAttention
+
+
+@needs_onednn
+def test_whoever_reads_an_attentions_weight_has_it(attention: nn.MultiheadAttention) -> None:
+    weight = attention.in_proj_weight.detach().clone()
+    packing.pack(attention)
+    assert torch.equal(attention.in_proj_weight, weight)
+    assert type(attention) is nn.MultiheadAttention
+
+
+@needs_onednn
+def test_attentions_with_keys_of_another_width_or_more_keys_stay_plain() -> None:
+    for named in ({"kdim": 32}, {"add_bias_kv": True}, {"add_zero_attn": True}):
+        attention = nn.MultiheadAttention(64, 4, **named).bfloat16()
+        packing.pack(attention)
+        assert type(attention) is nn.MultiheadAttention
+
+
+@needs_onednn
+@pytest.mark.parametrize("want", [Want(facet="key"), Want(feature="value")], ids=str)
+def test_facets_and_values_leave_an_attention_packed(tmp_path: Path, want: Want) -> None:
+    encoder = load(written("clip:tiny", tmp_path))
+    encoder.encode(questions(encoder)[0][0], want)
+    attentions = [m for m in modules_of(encoder) if isinstance(m, nn.MultiheadAttention)]
+    assert len(attentions) == encoder.spec.depth
+    assert all(hasattr(attention, "packed") for attention in attentions)
 
 
 def test_float32_stays_plain(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,17 @@ def save(path: Path, array: AnyArray) -> None:
 
 
 # ---- what is written down
+
+
+def test_a_writer_thread_records_what_it_wrote_itself(bench: Bench) -> None:
+    refs = [bench.image("a"), bench.image("b")]
+    with bench.run() as recorder, ThreadPoolExecutor(1) as other:
+        recorder.write((prepared(refs[0]), Features({0: MAP}), ()))
+        other.submit(recorder.write, (prepared(refs[1]), Features({0: MAP}), ())).result()
+        other.submit(recorder.flush).result()
+        assert [line["key"] for line in bench.lines()] == ["b"]
+        recorder.flush()
+    assert [line["key"] for line in bench.lines()] == ["b", "a"]
 
 
 def test_a_finished_image_is_a_line_with_its_source_shape_and_digests(bench: Bench) -> None:

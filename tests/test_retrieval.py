@@ -4,11 +4,12 @@ Lite, by tables that are made here and an encoder that can be computed by hand."
 from __future__ import annotations
 
 import fcntl
+import importlib
 import json
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fakes import DEEP, FakeEncoder, fake_session
 from featprep import encoders
 from featprep.cli import main
 from featprep.commands import encode_run, vectorize_run
+from featprep.differences import by_name
 from featprep.records import AnyArray
 from featprep.stores.milvus import Collection
 from featprep.stores.vector_files import VectorBatch, VectorFile, write_table
@@ -253,6 +255,38 @@ def test_a_real_model_finds_a_text_by_the_cosine_of_its_two_towers(
     assert json.loads(capsys.readouterr().out)["results"][0]["score"] == pytest.approx(1, abs=1e-5)
 
 
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of a server that speaks Milvus over the network: Milvus Lite's own."""
+    adapter: Any = importlib.import_module("milvus_lite.adapter.grpc.server")
+    data = str(tmp_path / "served")
+    running, database, port = adapter.start_server_in_thread(data_dir=data, host="127.0.0.1")
+    yield f"http://127.0.0.1:{port}"
+    running.stop(grace=0).wait()
+    database.close()
+
+
+def test_a_servers_address_works_as_a_folder_does(bench: Bench, server: str) -> None:
+    table, db = str(bench.vectorize()), f"--db={server}"
+    for _ in range(2):  # the second replaces
+        assert bench.call("index", table, db) == 0
+        assert bench.said.splitlines()[-2] == (
+            f"done     3 vectors put in; 3 in the collection featprep of {server}"
+        )
+    assert bench.call("search", db, f"--image={bench.root}/in/blue.png", "--json") == 0
+    hits = json.loads(bench.out)["results"]
+    assert [hit["key"] for hit in hits] == ["blue", "sub/sum", "red"]
+    assert [hit["score"] for hit in hits] == pytest.approx([1, 0.5**0.5, 0], abs=1e-6)
+    assert hits[0]["path"] == f"{bench.root}/in/blue.png"
+    other = str(bench.vectorize(models="hf:tiny", output="w.npy"))
+    assert bench.call("index", other, db) == 2
+    assert bench.said.splitlines()[-1] == (
+        f"featprep: --db {server}, collection featprep, holds vectors of other settings: models "
+        "clip:tiny there, hf:tiny asked. Nothing was touched: use another --collection, or another "
+        "--db"
+    )
+
+
 # --- what stands in a collection
 
 
@@ -289,6 +323,12 @@ def test_vectors_of_other_settings_are_refused_with_what_differs(bench: Bench) -
         f"{'1' * 12} there, {'2' * 12} asked; size none there, [32, 32] asked. Nothing was "
         "touched: use another --collection, or another --db\n"
     )
+    both = {"models": ["clip:tiny", "hf:tiny"], "clip:tiny weights": "1", "hf:tiny weights": "2"}
+    alone = {"models": ["clip:tiny"], "clip:tiny weights": "3"}
+    assert by_name(alone, both) == [
+        "models clip:tiny there, clip:tiny, hf:tiny asked",
+        "clip:tiny weights 3 there, 1 asked",
+    ]
     assert bench.index(table, "--collection=other") == 0
     with Collection(bench.db) as collection:
         assert collection.count() == 1
@@ -396,6 +436,22 @@ def test_an_image_that_cannot_be_read_is_named(bench: Bench) -> None:
     assert bench.said.splitlines()[-1].startswith(f"failed   {bench.root}/broken.png: decode: ")
     assert bench.search(f"--image={bench.root}/none.png") == 3
     assert bench.said.splitlines()[-1].startswith(f"failed   {bench.root}/none.png: read: ")
+
+
+def test_local_weights_of_a_collection_are_asked_for_as_search_takes_them(bench: Bench) -> None:
+    models = "hf:tiny", "clip:mine"
+    table = table_of(bench.root / "a.npy", np.ones((1, 2), np.float32), ["a"])
+    with Collection(bench.db) as collection:
+        rows = [{"model": model} for model in models]
+        about = {**VectorFile(str(table)).about, "models": rows}
+        collection.create(about, "flat")
+    assert bench.search("--text=a") == 2
+    assert bench.said == (
+        "featprep: the collection featprep holds vectors of clip:mine, local weights; name them: "
+        "--models hf:tiny,clip:mine=PATH\n"
+    )
+    assert bench.search("--text=a", "--models=hf:tiny,clip:yours") == 2
+    assert bench.said.startswith("featprep: --models clip:yours: no such encoder; ")
 
 
 @pytest.mark.parametrize("library", ["pymilvus", "milvus_lite"])

@@ -67,6 +67,31 @@ def test_hands_encode_at_once_and_every_image_once() -> None:
     assert encoder.threads == {"hand 0", "hand 1", "hand 2"}
 
 
+def test_writers_store_at_once_and_each_flushes_its_own_batch() -> None:
+    barrier, written, flushed = threading.Barrier(3, timeout=20), Written(), list[list[str]]()
+
+    class Meeting(Sink):
+        def write(self, row: Any) -> None:
+            if row[0].ref.key in "ace":  # the first of each batch
+                barrier.wait()
+            written.keys.append(row[0].ref.key)
+
+        def flush(self) -> None:
+            flushed.append(written.keys)
+            written.keys = []
+
+    totals = _runner(Encoder(), Meeting(), 1, writers=3).run(_entries("abcdef"))
+    assert sorted(flushed) == [["a", "b"], ["c", "d"], ["e", "f"]]
+    assert (totals.encoded, totals.writers) == (6, 3)
+
+
+class Written(threading.local):
+    """Of each thread."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+
+
 def test_one_hand_is_the_thread_that_runs() -> None:
     encoder, sink = Encoder(), Sink()
     _runner(encoder, sink, 1).run(_entries("abc"))

@@ -161,7 +161,9 @@ def test_a_setting_that_one_encoder_lacks_is_refused_by_its_name_before_any_work
     two.image("a.png")
     two.opener = lambda *_, **__: pytest.fail("the weights were loaded")
     assert two.run(*BOTH, "--pooled") == 2
-    assert two.said == ("featprep: --pooled: fake:coarse has no pooled vector; try --masked_pool\n")
+    assert two.said == (
+        "featprep: --pooled: fake:coarse has no pooled vector; there is --prefix or --masked_pool\n"
+    )
     assert not two.output.exists()
 
 

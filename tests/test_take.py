@@ -297,7 +297,7 @@ def test_the_plan_counts_the_bytes_that_the_run_writes(deep: Bench) -> None:
         ),
         (
             ("--facet", "key"),
-            "--facet key: fake:deep has no attention that gives one; drop it",
+            "--facet key: fake:deep has no attention that gives one; allowed is --facet token",
         ),
         (
             ("--masked_pool", "--mask", "none"),

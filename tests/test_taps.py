@@ -188,7 +188,10 @@ def test_a_classifiers_file_has_no_pooler_and_says_so(folders: dict[str, Path]) 
 
     with pytest.raises(UsageError) as refusal:
         load(folders["vit classifier"], want=Want(pooled=True))
-    assert str(refusal.value) == "--pooled: hf:test has no pooled vector; try --masked_pool"
+    assert (
+        str(refusal.value)
+        == "--pooled: hf:test has no pooled vector; there is --prefix or --masked_pool"
+    )
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2, 3])

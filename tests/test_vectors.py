@@ -18,13 +18,16 @@ import numpy as np
 import pytest
 import torch
 from fakes import DEEP, SPEC, FakeEncoder, fake_session
+from featprep import devices
 from featprep.cli import main, main_vectorize
 from featprep.commands import vectorize_run
 from featprep.encoders import tiny
 from featprep.encoders.random_modules import write_timm, write_torchvision
+from featprep.encoders.thread_copies import ThreadCopies
 from featprep.errors import WeightsError
 from featprep.stores.row_file import RowFile
 from featprep.stores.vector_files import VectorFile
+from featprep.tasks import models as task_models
 from featprep.tasks.models import open_model
 from featprep.tasks.vectors import count_gflop, join_member, unit
 from PIL import Image
@@ -439,6 +442,36 @@ def test_a_full_device_halves_the_batch_of_that_model_alone(bench: Bench) -> Non
     assert "memory   hf:tiny: the device is full: going on with batches of 1\n" in bench.said
 
 
+def test_several_batches_at_a_time_give_the_rows_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(vectorize_run, "DecodePool", InlinePool)
+    for number in range(9):
+        Image.new("RGB", (40, 40), (number * 20, 90, 30)).save(tmp_path / f"{number}.png")
+    tables = []
+    for hands in (devices.Hands(1, 1), devices.Hands(3, 1, "each for a third")):
+        monkeypatch.setattr(devices, "choose_hands", lambda *_, hands=hands: hands)
+        output = tmp_path / f"{hands.count}.npy"
+        words = [f"--image_path={tmp_path}", "--models=clip:tiny,hf:tiny", f"--output={output}"]
+        assert main(["vectorize", *words, "--batch_size=2", "--device=cpu"]) == 0
+        said = capsys.readouterr().err
+        assert ("batch 2, 3 at a time (each for a third)\n" in said) == (hands.count == 3)
+        tables.append(np.load(output))
+    assert tables[0].shape == (9, 96)
+    np.testing.assert_allclose(tables[1], tables[0], rtol=0, atol=1e-5)
+
+
+def test_every_thread_has_a_copy_of_the_model() -> None:
+    """Their hooks would meet in one."""
+    member = join_member("clip:tiny", open_model("test", "clip:tiny", {"device": "cpu"}))
+    encoder = member.session.encoder
+    assert member.batch_encoder(2, print).encoder is encoder
+    copies = member.batch_encoder(2, print, hands=2).encoder
+    assert isinstance(copies, ThreadCopies)
+    first, second = copies._free.get(), copies._free.get()
+    assert len({id(encoder), id(first), id(second)}) == 3
+
+
 # --- refusals
 
 
@@ -456,6 +489,37 @@ def test_a_model_that_does_not_load_ends_the_run_unless_it_may_be_skipped(bench:
     assert bench.run("--skip_failed", models="openclip:tiny", output="w.npy") == 2
     assert bench.said.splitlines()[-1] == (
         "featprep: --models openclip:tiny: none of them loads; nothing was done"
+    )
+
+
+def test_a_name_that_is_none_is_refused_before_another_model_loads(bench: Bench) -> None:
+    assert bench.run(models="clip:tiny,torchvision:vgg16") == 2
+    assert bench.said == (
+        "featprep: torchvision:vgg16 does not load: --models torchvision:vgg16: no such encoder; "
+        "allowed is resnet18, resnet34, resnet50 … (all 49: featprep models torchvision:), or "
+        "torchvision:NAME=PATH, PATH a .pth file, under torchvision's NAME of it. Or go on without "
+        "it: --skip_failed\n"
+    )
+    assert bench.run("--skip_failed", models="clip:tiny,torchvision:vgg16") == 0
+    assert list(bench.table()) == ["a", "b", "sub/c"]
+
+
+def test_a_device_that_is_not_there_is_no_models_failure(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert bench.run("--device=gpu", "--skip_failed", models="clip:tiny,hf:tiny") == 2
+    assert bench.said.startswith("featprep: --device gpu: torch finds no CUDA GPU on this machine")
+
+
+def test_an_onnx_copy_is_said_to_be_one_in_a_line(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_models, "_told", set())
+    assert bench.run(models="Xenova/dinov2-small") == 0
+    assert bench.said.splitlines()[0] == (
+        "note     Xenova/dinov2-small is an ONNX copy of hf:facebook/dinov2-small, which is loaded "
+        "in its place"
     )
 
 

@@ -61,7 +61,11 @@ def test_layers_count_from_the_beginning_or_the_end_in_the_order_asked() -> None
             {"feature": "value", "layers": (3,)},
             "--feature value is of the last block; drop --layer, or --feature",
         ),
-        (CNN, {"facet": "key"}, "--facet key: timm:x has no attention that gives one; drop it"),
+        (
+            CNN,
+            {"facet": "key"},
+            "--facet key: timm:x has no attention that gives one; allowed is --facet token",
+        ),
         (
             VIT,
             {"facet": "key", "feature": "projected"},
@@ -87,8 +91,22 @@ def test_layers_count_from_the_beginning_or_the_end_in_the_order_asked() -> None
             {"norm": "final", "layers": (1,)},
             "--norm final: the norm of timm:x is its last stage's; drop --layer",
         ),
-        (CNN, {"prefix": True}, "--prefix: timm:x has no CLS or register tokens; drop it"),
-        (CNN, {"pooled": True}, "--pooled: timm:x has no pooled vector; try --masked_pool"),
+        (
+            CNN,
+            {"prefix": True},
+            "--prefix: timm:x has no CLS or register tokens; there is --masked_pool",
+        ),
+        (
+            replace(CNN, pooled=True),
+            {"prefix": True},
+            "--prefix: timm:x has no CLS or register tokens; there is --pooled or --masked_pool",
+        ),
+        (CNN, {"pooled": True}, "--pooled: timm:x has no pooled vector; there is --masked_pool"),
+        (
+            replace(VIT, pooled=False),
+            {"pooled": True},
+            "--pooled: clip:x has no pooled vector; there is --prefix or --masked_pool",
+        ),
     ],
 )
 def test_what_is_lacking_is_refused_with_what_there_is(

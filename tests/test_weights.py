@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from featprep.encoders import describe, digests, load_encoder
+from featprep.encoders import describe, digests, load_encoder, load_text
 from featprep.encoders.base import LoadOptions, ModelName
 from featprep.encoders.openai_clip import import_clip
 from featprep.encoders.tiny import TINY, write_checkpoint, write_tiny
@@ -350,6 +350,30 @@ def test_a_file_that_is_cut_off_says_so(family: str, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("key", "prefix"),
+    [
+        ("model_state_dict", ""),  # openai/CLIP's issue 83, which most fine-tuning code follows
+        ("state_dict", "module."),  # DistributedDataParallel
+        ("state_dict", "model._orig_mod."),  # Lightning, torch.compile
+        ("model", "clip_model."),
+        ("", "module."),
+    ],
+)
+def test_what_fine_tuning_of_clip_saves_is_read_as_it_is(
+    clip_file: Path, tmp_path: Path, key: str, prefix: str
+) -> None:
+    tensors = torch.load(clip_file, weights_only=True)
+    saved: Any = {prefix + name: item for name, item in tensors.items()}
+    optimizer = {"state": {0: {"step": torch.ones(1)}}, "param_groups": [{"betas": (0.9, 0.98)}]}
+    if key:
+        saved = {"epoch": 3, key: saved, "optimizer_state_dict": optimizer, "loss": torch.ones(1)}
+    torch.save(saved, tmp_path / "mine.pt")
+    assert load(tmp_path / "mine.pt", "clip").digest == load(clip_file, "clip").digest
+    text = load_text(name(tmp_path / "mine.pt", "clip"), LoadOptions())
+    assert text.digest == load_text(name(clip_file, "clip"), LoadOptions()).digest
+
+
 def test_a_clip_resnet_a_foreign_file_and_a_whole_training_state_are_told_apart(
     tmp_path: Path,
 ) -> None:
@@ -364,10 +388,10 @@ def test_a_clip_resnet_a_foreign_file_and_a_whole_training_state_are_told_apart(
         "visual.positional_embedding, visual.proj, text_projection, positional_embedding, "
         "token_embedding.weight, ln_final.weight; allowed is clip's model.state_dict()"
     )
-    torch.save({"epoch": 3, "model": {"a": torch.zeros(1)}}, file)
+    torch.save({"epoch": 3, "sums": {}, "ema": {"a": torch.zeros(1)}}, file)
     assert refusal(file, "clip") == (
         f"clip:test: {file} holds more than tensors; allowed is a plain state dict: "
-        "torch.save(torch.load(FILE)['model'], NEW_FILE)"
+        "torch.save(torch.load(FILE)['ema'], NEW_FILE)"
     )
     torch.save([1, 2], file)
     assert "holds more than tensors" in refusal(file, "clip")

@@ -88,6 +88,11 @@ def test_scores_equal_transformers_own_model_on_the_same_pixels(
     assert theirs.std(axis=1).max() > 1e-3
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
     assert np.allclose(ours.sum(axis=1), 1) == (not kind.startswith("siglip"))
+    assert classify.kind_of_scores(1234) == (
+        "a yes or no to each of 1,234 labels (sigmoid), which do not add up to 1"
+        if kind.startswith("siglip")
+        else "shares of 1 over 1,234 labels (softmax)"
+    )
 
 
 def test_scores_equal_clips_own_forward(tmp_path: Path) -> None:

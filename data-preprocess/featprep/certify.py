@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from featprep.certify_cases import Case, default_cases, generate_images, is_offered
+from featprep.devices import reduced_precisions
 from featprep.encoders import describe, load_encoder
 from featprep.encoders.base import (
     ComputeDtype,
@@ -103,16 +104,21 @@ _NOTHING: AnyArray = np.empty(0)
 def certify(
     name: ModelName, cases: Sequence[Case] | None = None, options: LoadOptions | None = None
 ) -> list[Verdict]:
-    """Every case against the family's reference, and, of the default ones, invariance too.
+    """Every case against the family's reference, which runs on the CPU, and, of the default ones,
+    invariance too.
 
     One model is held at a time: ours in each precision, then the reference. Raises WeightsError.
     """
-    asked = default_cases(_spec(name)) if cases is None else cases
-    answers, own = _answers(name, asked, options or LoadOptions(), is_whole=cases is None)
-    return [*_against_reference(name, answers), *own]
+    options = options or LoadOptions()
+    reduced = reduced_precisions(options.device)
+    asked = default_cases(_spec(name), reduced) if cases is None else cases
+    answers, own = _answers(name, asked, options, is_whole=cases is None)
+    return [*_against_reference(name, answers, options.quick_gelu), *own]
 
 
-def certify_conversion(name: ModelName, family: str) -> list[Verdict]:
+def certify_conversion(
+    name: ModelName, family: str, options: LoadOptions | None = None
+) -> list[Verdict]:
     """The weights of one of clip: through another library: our encoder of `family` on what
     conversions makes of them, against our encoder of clip:, in float32. Raises WeightsError."""
     with tempfile.TemporaryDirectory(prefix="featprep-convert-") as folder:
@@ -124,7 +130,8 @@ def certify_conversion(name: ModelName, family: str) -> list[Verdict]:
             for case in default_cases(specs[0])
             if not case.is_reduced and is_offered(specs[1], case.want)
         ]
-        ours, theirs = (_answers(one, cases, LoadOptions())[0] for one in (name, other))
+        load = options or LoadOptions()
+        ours, theirs = (_answers(one, cases, load)[0] for one in (name, other))
     return [verdict for case in cases for verdict in compare(case, theirs[case], ours[case])]
 
 
@@ -158,15 +165,16 @@ def _answers(
     return answers, own
 
 
-def _against_reference(name: ModelName, answers: Answers) -> list[Verdict]:
+def _against_reference(name: ModelName, answers: Answers, quick_gelu: bool | None) -> list[Verdict]:
     """The reference sees each batch once for all that is asked of it."""
     verdicts: list[Verdict] = []
-    expected = _expected(name, list(answers))
+    expected = _expected(name, list(answers), quick_gelu)
     for case, reference in expected.items():
         verdicts += compare(case, answers[case], reference)
     shaky = {one.case for one in verdicts if one.rule == "aligned" and not one.is_within}
     for compute in {case.compute for case in shaky}:
-        rounded = _expected(name, [case for case in shaky if case.compute == compute], compute)
+        unstable = [case for case in shaky if case.compute == compute]
+        rounded = _expected(name, unstable, quick_gelu, compute)
         verdicts = [
             _allowing(one, rounded[one.case], expected[one.case]) if one.case in rounded else one
             for one in verdicts
@@ -174,7 +182,9 @@ def _against_reference(name: ModelName, answers: Answers) -> list[Verdict]:
     return verdicts
 
 
-def _expected(name: ModelName, cases: Sequence[Case], rounded: str | None = None) -> Answers:
+def _expected(
+    name: ModelName, cases: Sequence[Case], quick_gelu: bool | None, rounded: str | None = None
+) -> Answers:
     def batch(case: Case) -> tuple[str, int, int, int]:
         return case.pos_embed, case.height, case.width, case.batch
 
@@ -182,7 +192,7 @@ def _expected(name: ModelName, cases: Sequence[Case], rounded: str | None = None
     for pos_embed, group in groupby(sorted(cases, key=batch), lambda case: case.pos_embed):
         with warnings.catch_warnings():  # upstream's, of its own deprecations
             warnings.simplefilter("ignore")
-            reference = open_reference(name, pos_embed)
+            reference = open_reference(name, pos_embed, quick_gelu)
             if rounded:
                 reference.round_weights(rounded)
             for _, alike in groupby(group, batch):

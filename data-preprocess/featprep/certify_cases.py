@@ -5,7 +5,7 @@ Follows from an encoder's spec alone. Knows no model and no reference.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,22 +51,24 @@ class Case:
         return f"{what} {self.height}×{self.width}{_SHORT[self.compute]}{hub}"
 
 
-def default_cases(spec: EncoderSpec) -> list[Case]:
+def default_cases(spec: EncoderSpec, reduced: Sequence[ComputeDtype] = ("bfloat16",)) -> list[Case]:
     """Every kind at small, higher and wider inputs; the main ones at the native and a larger size;
-    all again in bfloat16 at one size; --pos_embed hub where there is one."""
+    all again at one size in each of the `reduced` precisions; --pos_embed hub where there is one.
+    """
     large, small = _sizes(spec)
     every, main = list(kinds(spec)), list(main_kinds(spec))
     full = [Case(*size, 1, want) for size in large for want in main]
     full += [Case(*size, 2, want) for size in small for want in every]
     wide, native = small[-1], spec.native_size
-    reduced = [Case(*wide, 2, want, "bfloat16") for want in every]
-    reduced += [Case(*native, 1, want, "bfloat16") for want in main if wide != native]
+    half = [Case(*wide, 2, want, compute) for compute in reduced for want in every]
+    if wide != native:
+        half += [Case(*native, 1, want, compute) for compute in reduced for want in main]
     hub = [
         Case(*size, 1, pos_embed="hub")
         for size in (native, *small)
         if "hub" in spec.pos_embeds and not spec.fixed_size
     ]
-    return [*full, *reduced, *hub]
+    return [*full, *half, *hub]
 
 
 def kinds(spec: EncoderSpec) -> Iterator[Want]:

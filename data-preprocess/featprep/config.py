@@ -167,6 +167,12 @@ class EncodeConfig:
     decode_timeout: float = _setting(
         60.0, kinds.number(0.1, 86400, 60), "seconds an image may take to decode"
     )
+    fast_decode: bool = _setting(
+        False,
+        kinds.switch(),
+        "let the decoder make large JPEGs smaller, to no less than twice the resize's target: "
+        "features differ a little",
+    )
     max_pixels: int = _setting(
         200_000_000, kinds.count(1, example=200000000), "larger images are refused undecoded"
     )

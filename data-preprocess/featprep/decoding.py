@@ -13,6 +13,7 @@ from typing import Any
 
 from featprep import images
 from featprep.errors import ImageError
+from featprep.fast_decoding import Pictures, reduction_for
 from featprep.geometry import Geometry, Placement, place, render
 from featprep.image_files import read_image_file
 from featprep.masks import mask_grid
@@ -30,6 +31,7 @@ class DecodeRules:
     max_pixels: int = 200_000_000
     mask_dir: str | None = None
     allow_truncated: bool = False
+    fast: bool = False  # --fast_decode
 
 
 def prepare(ref: ImageRef, rules: DecodeRules) -> Outcome:
@@ -50,7 +52,8 @@ def prepare_job(ref: ImageRef, rules: Sequence[DecodeRules]) -> tuple[Outcome, .
     except MemoryError:
         return (_no_memory(ref),) * len(rules)
     sha256, drawn = hashlib.sha256(data).hexdigest(), Drawn()
-    outcomes = [_place(picture, alpha, ref, each.geometry, sha256, drawn) for each in rules]
+    pictures = Pictures(picture, data, rules[0].max_pixels)
+    outcomes = [_place(pictures, alpha, ref, each.geometry, sha256, drawn) for each in rules]
     decoded = time.perf_counter()
     for i, outcome in enumerate(outcomes):
         if isinstance(outcome, Prepared):  # the first one speaks for all of them
@@ -66,13 +69,16 @@ def prepare_bytes(data: bytes, ref: ImageRef, rules: DecodeRules) -> Prepared:
 
 def _decode(data: bytes, ref: ImageRef, rules: DecodeRules) -> tuple[Picture, AnyArray | None]:
     picture = images.decode(
-        data, max_pixels=rules.max_pixels, allow_truncated=rules.allow_truncated
+        data,
+        max_pixels=rules.max_pixels,
+        allow_truncated=rules.allow_truncated,
+        reduction=reduction_for(rules.geometry) if rules.fast else None,
     )
     return picture, picture.alpha if rules.mask_dir is None else _mask_file(ref, picture, rules)
 
 
 def _place(
-    picture: Picture,
+    pictures: Pictures,
     alpha: AnyArray | None,
     ref: ImageRef,
     geometry: Geometry,
@@ -80,6 +86,7 @@ def _place(
     drawn: Drawn,
 ) -> Outcome:
     try:
+        picture = pictures.under(geometry)
         return prepare_picture(picture, alpha, ref, geometry, sha256, drawn)
     except ImageError as error:
         return Failure(ref.key, ref.source, error.stage, str(error))
@@ -110,8 +117,7 @@ def prepare_picture(
     sha256: str,
     drawn: Drawn | None = None,
 ) -> Prepared:
-    width, height = picture.rgb.size
-    placement = place(geometry, height, width)
+    placement = place(geometry, *picture.size)
     meta = {
         "source": ref.source,
         "source_bytes": ref.size,
@@ -120,6 +126,7 @@ def prepare_picture(
         "orientation": picture.orientation,
         "mode": picture.mode,
         "notes": [*picture.notes, *_placement_notes(geometry, placement)],
+        **({"decode_scale": 1 / picture.reduced} if picture.reduced else {}),
         "geometry": placement.metadata(),
     }
     pixels = (Drawn() if drawn is None else drawn).pixels(picture, placement, geometry)
@@ -157,7 +164,7 @@ def _mask_file(ref: ImageRef, picture: Picture, rules: DecodeRules) -> AnyArray:
         alpha: AnyArray = images.decode_mask(data, max_pixels=rules.max_pixels)
     except (OSError, ImageError) as error:
         raise ImageError(f"mask file {printable(found[0])}: {error}", "mask") from error
-    width, height = picture.rgb.size
+    height, width = picture.size
     if alpha.shape != (height, width):
         raise ImageError(
             f"mask file {printable(found[0])} is {alpha.shape[1]}×{alpha.shape[0]}, the image "

@@ -19,7 +19,17 @@ from featprep.encoders.base import ComputeDtype, EncoderSpec, StorageDtype, pred
 from featprep.errors import UsageError
 
 _COMPUTE: dict[str, ComputeDtype] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-_LIBRARIES = ("torch", "torchvision", "transformers", "clip", "numpy", "pillow")
+# library → what its distribution is called
+_LIBRARIES = {
+    "torch": ("torch",),
+    "torchvision": ("torchvision",),
+    "transformers": ("transformers",),
+    "clip": ("clip-anytorch", "clip"),
+    "open_clip": ("open_clip_torch",),
+    "timm": ("timm",),
+    "numpy": ("numpy",),
+    "pillow": ("pillow",),
+}
 _CPU_BATCH = 8
 _LARGEST_MAPS = 2**30  # bytes of one batch's maps in float32, blended from windows on the host
 _LARGEST_BATCH = 128  # beyond, a GPU is busy anyway and only the waiting grows
@@ -83,6 +93,17 @@ def choose_precision(fp16: bool, precision: str | None, device: str) -> Precisio
         return Precision("bfloat16", storage, f"--fp16, CPU with {feature}")
     what = "CPU without AMX or AVX512-BF16" if kind == "cpu" else kind
     return Precision("float32", storage, f"--fp16, {what}")
+
+
+def reduced_precisions(device: str) -> tuple[ComputeDtype, ...]:
+    """Those below float32 that a run on this device may compute in."""
+    if device == "cpu":
+        return ("bfloat16",)
+    if device == "mps":
+        return ("float16",)
+    import torch
+
+    return ("bfloat16", "float16") if torch.cuda.is_bf16_supported() else ("float16",)
 
 
 def bfloat16_feature() -> str | None:
@@ -272,8 +293,7 @@ def _read(path: str) -> str:
 def library_versions() -> dict[str, str]:
     """Versions of what decides a feature's value, without importing any of it."""
     found = {"python": platform.python_version()}
-    for library in _LIBRARIES:
-        names = ("clip-anytorch", "clip") if library == "clip" else (library,)
+    for library, names in _LIBRARIES.items():
         for name in names:
             try:
                 found.setdefault(library, importlib.metadata.version(name))

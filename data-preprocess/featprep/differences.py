@@ -79,6 +79,7 @@ _FLAGS: dict[str, Words] = {
     "mask": _valued("--mask"),
     "alpha_threshold": _valued("--alpha_threshold"),
     "mask_dir": _valued("--mask_dir"),
+    "fast_decode": _switch("fast_decode"),
     "names": _valued("--names"),
     "models": _valued("--models", _listed),  # of vectors
     "normalize": _valued("--normalize"),
@@ -113,12 +114,20 @@ def differences(there: Fingerprint, mine: Fingerprint) -> str | None:
 
 
 def by_name(there: Fingerprint, mine: Fingerprint) -> list[str]:
-    """'field A there, B asked' of each that differs, by the names of the fields."""
+    """'field A there, B asked' of each that differs, by the names of the fields. Of a model that
+    only one of them has, its name tells all."""
+    alone = tuple(f"{model} " for model in _models(there) ^ _models(mine))
     return [
         f"{name} {_plain(there.get(name))} there, {_plain(mine.get(name))} asked"
         for name in dict.fromkeys([*mine, *there])
-        if there.get(name) != mine.get(name)
+        if there.get(name) != mine.get(name) and not name.startswith(alone)
     ]
+
+
+def _models(run: Fingerprint) -> set[str]:
+    """Of a table of vectors, which names its fields by them."""
+    models = run.get("models")
+    return {str(model) for model in models} if isinstance(models, list) else set()
 
 
 def _joined(flags: list[str]) -> str:
@@ -139,5 +148,7 @@ def _text(name: str, run: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
     text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
     return text[:12] if len(text) == 64 else text  # a digest says enough in 12

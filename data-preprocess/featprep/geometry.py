@@ -265,8 +265,8 @@ def render(picture: Picture, placement: Placement, geometry: Geometry) -> UInt8:
     overshoots an edge, R(p) and R(a) would each be clamped to 0…255 and rounded, and no longer add
     up: a white disc on white would get a grey rim. Composited first it is 255 everywhere and stays.
     """
-    if (picture.rgb.height, picture.rgb.width) != placement.source:
-        raise ValueError(f"placed for {placement.source}, rendered {picture.rgb.size[::-1]}")
+    if picture.size != placement.source:
+        raise ValueError(f"placed for {placement.source}, rendered {picture.size}")
     scaled = _scale_window if placement.windowed else _scale_whole
     image = _on_canvas(scaled(picture, placement, geometry), placement, geometry.background)
     return np.asarray(image).transpose(2, 0, 1).copy()
@@ -277,11 +277,24 @@ def _scale_whole(picture: Picture, placement: Placement, geometry: Geometry) -> 
     (top, bottom), (left, right) = placement.shown
     height, width = placement.resized
     image = _composited(picture.rgb, picture.alpha, geometry.background)
-    if image.size != (width, height):  # Pillow would copy
-        image = image.resize((width, height), KERNELS[geometry.kernel][0])
+    kernel = KERNELS[geometry.kernel][0]
+    if (picture.reduced or 1) > 1:
+        image = image.resize((width, height), kernel, _source_box(picture))
+    elif image.size != (width, height):  # Pillow would copy
+        image = image.resize((width, height), kernel)
     if (top, left, bottom, right) == (0, 0, height, width):
         return image
     return image.crop((left, top, right, bottom))
+
+
+def _source_box(picture: Picture) -> tuple[float, float, float, float]:
+    """Where the source lies in a picture that its decoder made smaller: the decoder's last column
+    and row may be source in part, and first ones once the picture is turned."""
+    by = picture.reduced or 1
+    height, width = (side / by for side in picture.size)
+    top = picture.rgb.height - height if picture.orientation in (3, 4, 7, 8) else 0
+    left = picture.rgb.width - width if picture.orientation in (2, 3, 6, 7) else 0
+    return left, top, left + width, top + height
 
 
 def _scale_window(picture: Picture, placement: Placement, geometry: Geometry) -> Image.Image:

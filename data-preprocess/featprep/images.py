@@ -58,6 +58,10 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff",
 
 MAX_PIXELS = 200_000_000
 
+# (height, width) of an upright JPEG → how many pixels of either side its decoder makes one: 1, 2,
+# 4 or 8
+Reduction = Callable[[int, int], int]
+
 _OPENERS: dict[str, Callable[[io.BytesIO, str], ImageFile.ImageFile]] = {
     "PNG": PngImagePlugin.PngImageFile,
     "JPEG": JpegImagePlugin.JpegImageFile,
@@ -104,24 +108,32 @@ class _Decoded:
     orientation: int
     turn: int
     mode: str
+    reduced: int | None = None
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, allow_truncated: bool = False) -> Picture:
+def decode(
+    data: bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    allow_truncated: bool = False,
+    reduction: Reduction | None = None,
+) -> Picture:
     """The file's first image, upright and premultiplied, rounded to 8 bits once.
 
     Alpha keeps its own depth; None where it is missing or opaque throughout. Raises ImageError
     (stage "decode") for what cannot be read, and for more than `max_pixels` before decoding any.
-    `allow_truncated`: of a file that ends too early, what is there, and a note.
+    `allow_truncated`: of a file that ends too early, what is there, and a note. `reduction` is
+    asked of JPEGs alone.
     """
     kind = kind_of(data)
     try:
         with _explained(kind, max_pixels, data):
-            return _picture(_load(kind, data, max_pixels))
+            return _picture(_load(kind, data, max_pixels, reduction))
     except TruncatedError:
         if not allow_truncated:
             raise
     with _explained(kind, max_pixels, data, lenient_pillow):
-        picture = _picture(_load(kind, data, max_pixels))
+        picture = _picture(_load(kind, data, max_pixels, reduction))
     return replace(picture, notes=(*picture.notes, CUT_SHORT))
 
 
@@ -159,18 +171,19 @@ def _picture(decoded: _Decoded) -> Picture:
     if decoded.turn != 1:
         rgb = rgb.transpose(_TURNS[decoded.turn])
         alpha = None if alpha is None else turned(alpha, decoded.turn)
-    return Picture(rgb, alpha, decoded.stored_size, decoded.orientation, decoded.mode, notes)
+    size, turn = decoded.stored_size, decoded.orientation
+    return Picture(rgb, alpha, size, turn, decoded.mode, notes, decoded.reduced)
 
 
-def _load(kind: str, data: bytes, max_pixels: int) -> _Decoded:
+def _load(kind: str, data: bytes, max_pixels: int, reduction: Reduction | None = None) -> _Decoded:
     try:
-        return _open(kind, data, max_pixels)
+        return _open(kind, data, max_pixels, reduction)
     except Image.DecompressionBombError:
         with pillow_limit(max_pixels):
-            return _open(kind, data, max_pixels)
+            return _open(kind, data, max_pixels, reduction)
 
 
-def _open(kind: str, data: bytes, max_pixels: int) -> _Decoded:
+def _open(kind: str, data: bytes, max_pixels: int, reduction: Reduction | None) -> _Decoded:
     try:
         image = _OPENERS[kind](io.BytesIO(data), "")
     except SyntaxError as error:
@@ -178,15 +191,30 @@ def _open(kind: str, data: bytes, max_pixels: int) -> _Decoded:
             return _unknown_tiff(data, max_pixels)
         raise
     _check_size(image.width, image.height, max_pixels)
+    reduced = None
     if isinstance(image, TiffImagePlugin.TiffImageFile):  # its load() turns it and forgets the tag
         stored, orientation, turn = _size_in(image.tag_v2), _orientation(image), 1
         image.load()
     else:
         stored = (image.height, image.width)
+        if isinstance(image, JpegImagePlugin.JpegImageFile) and reduction is not None:
+            reduced = _reduce(image, reduction)
         image.load()
         orientation = turn = _orientation(image)
     pixels = samples_of(image, data, orientation) or image
-    return _Decoded(pixels, stored, orientation, turn, _mode(kind, image, data))
+    return _Decoded(pixels, stored, orientation, turn, _mode(kind, image, data), reduced)
+
+
+def _reduce(image: JpegImagePlugin.JpegImageFile, reduction: Reduction) -> int:
+    """Have the decoder deliver less of each side, cut up to whole pixels."""
+    width, height = image.size
+    is_turned = _orientation(image) in (5, 6, 7, 8)
+    by = reduction(width, height) if is_turned else reduction(height, width)
+    if by > 1:
+        image.draft(None, (width // by, height // by))
+        if image.size != (-(-width // by), -(-height // by)):
+            raise AssertionError(f"asked for 1/{by} of {width}×{height}, Pillow set {image.size}")
+    return by
 
 
 def _unknown_tiff(data: bytes, max_pixels: int) -> _Decoded:

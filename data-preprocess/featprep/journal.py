@@ -7,10 +7,10 @@ lines there are. Knows nothing of encoders and runs.
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import json
 import os
+import re
 import sqlite3
 import tempfile
 import threading
@@ -22,6 +22,10 @@ from featprep.errors import OutputError
 from featprep.stores.base import EVERYTHING, output_error, write_all, write_whole
 
 Line = dict[str, Any]
+
+# A line as we write it, whose key needs no unescaping. A resume goes over every line there is, and
+# reading them whole would be half of what it adds to the start.
+_PLAIN = re.compile(rb'\{"key": "([ !#-\[\]-~]+)"[,}]')
 
 
 def read_lines(path: str) -> Iterator[Line]:
@@ -69,11 +73,27 @@ def _parsed(path: str) -> Iterator[tuple[Line, bytes]]:
         raise output_error(path, error, "read") from error
 
 
+def _keyed(path: str) -> Iterator[tuple[str, bytes]]:
+    """Key and line of those that look whole; what is damaged within, its reader finds."""
+    try:
+        with Path(path).open("rb") as file:
+            for raw in file:
+                plain = _PLAIN.match(raw)
+                if plain and raw.endswith(b"}\n"):
+                    yield plain[1].decode(), raw
+                elif (line := _parse(raw)) is not None:
+                    yield line["key"], raw
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise output_error(path, error, "read") from error
+
+
 def _parse(raw: bytes) -> Line | None:
     if not raw.endswith(b"\n"):
         return None
     try:
-        line: Line = json.loads(raw)
+        line: Line = json.loads(raw.decode())  # faster than of bytes, whose coding it looks for
         os.fsencode(line["key"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return None  # damaged: its image is found unrecorded and read again
@@ -111,7 +131,7 @@ class LineIndex:
         paths = glob.glob(os.path.join(glob.escape(folder), pattern)) if pattern else []
         wanted = [path for path in paths if is_wanted(os.path.basename(path))]
         for path in sorted(wanted, key=_mtime):  # the file last written has the last word
-            self._put((line["key"], raw) for line, raw in _parsed(path))
+            self._put(_keyed(path))
 
     def put(self, lines: Iterable[Line]) -> None:
         self._put((line["key"], _raw(line)) for line in lines)
@@ -121,7 +141,7 @@ class LineIndex:
             return None
         with self._lock:
             row = self._do("SELECT line FROM lines WHERE key = ?", key).fetchone()
-        return json.loads(row[0]) if row else None
+        return _parse(row[0]) if row else None
 
     def drop(self, key: str) -> None:
         if self._is_empty:
@@ -131,11 +151,18 @@ class LineIndex:
 
     def raw(self) -> Iterator[bytes]:
         """The lines as they stand in a file, by byte order of their keys."""
-        for row in self._do("SELECT line FROM lines ORDER BY key"):
-            yield row[0]
+        for _, raw in self._whole():
+            yield raw
 
     def __iter__(self) -> Iterator[Line]:
-        yield from map(json.loads, self.raw())
+        for line, _ in self._whole():
+            yield line
+
+    def _whole(self) -> Iterator[tuple[Line, bytes]]:
+        for row in self._do("SELECT line FROM lines ORDER BY key"):
+            line = _parse(row[0])
+            if line is not None:
+                yield line, row[0]
 
     def __len__(self) -> int:
         with self._lock:
@@ -146,24 +173,25 @@ class LineIndex:
 
     def _put(self, rows: Iterable[tuple[str, bytes]]) -> None:
         blobs = ((os.fsencode(key), raw) for key, raw in rows)
-        with self._lock, _full_disk_told():
+        with self._lock:
             self._is_empty = False
-            self._db.executemany("INSERT OR REPLACE INTO lines VALUES (?, ?)", blobs)
+            try:
+                self._db.executemany("INSERT OR REPLACE INTO lines VALUES (?, ?)", blobs)
+            except sqlite3.OperationalError as error:
+                raise _full_disk(error) from error
 
     def _do(self, statement: str, *keys: str) -> sqlite3.Cursor:
-        with _full_disk_told():
+        try:
             return self._db.execute(statement, [os.fsencode(key) for key in keys])
+        except sqlite3.OperationalError as error:
+            raise _full_disk(error) from error
 
 
-@contextlib.contextmanager
-def _full_disk_told() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise OutputError(
-            f"no room for the index of results in {tempfile.gettempdir()}: {error}. Free space or "
-            "set TMPDIR to another folder; the same command goes on from here"
-        ) from error
+def _full_disk(error: sqlite3.OperationalError) -> OutputError:
+    return OutputError(
+        f"no room for the index of results in {tempfile.gettempdir()}: {error}. Free space or "
+        "set TMPDIR to another folder; the same command goes on from here"
+    )
 
 
 def _mtime(path: str) -> float:

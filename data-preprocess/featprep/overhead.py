@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from featprep.certify_cases import generate_images
 from featprep.encoders import load_encoder
-from featprep.encoders.base import ComputeDtype, Encoder, EncoderSpec, LoadOptions, ModelName, Want
+from featprep.encoders.base import Encoder, EncoderSpec, LoadOptions, ModelName, Want
 from featprep.records import UInt8
 from featprep.references import open_reference
 from featprep.references.base import normalised
@@ -60,7 +60,7 @@ def _shares(ours: tuple[float, ...], bare: tuple[float, ...]) -> list[float]:
 
 def measure_overhead(
     name: ModelName,
-    compute: ComputeDtype,
+    options: LoadOptions,
     *,
     batch: int = 8,
     rounds: int = 9,
@@ -70,12 +70,16 @@ def measure_overhead(
     224×224. Holds two models: ours and upstream's."""
     import torch
 
-    encoder = load_encoder(name, LoadOptions(compute=compute))
+    encoder, device, compute = load_encoder(name, options), options.device, options.compute
     height, width = size or _usual_size(encoder.spec)
     pixels = generate_images(batch, height, width)
-    reference = open_reference(name)
-    tensor = normalised(pixels, reference.mean, reference.std).to(getattr(torch, compute))
-    runs = {"ours": _ours(encoder, pixels), "bare": _bare(reference.bare(compute), tensor)}
+    reference = open_reference(name, quick_gelu=options.quick_gelu)
+    module = reference.bare(compute)
+    for part in vars(reference).values():
+        if isinstance(part, torch.nn.Module):
+            part.to(device)
+    tensor = normalised(pixels, reference.mean, reference.std).to(device, getattr(torch, compute))
+    runs = {"ours": _ours(encoder, pixels), "bare": _bare(module, tensor)}
     for run in runs.values():  # caches, thread pools, packed weights
         run()
     taken: dict[str, list[tuple[float, float]]] = {"ours": [], "bare": []}
@@ -102,5 +106,7 @@ def _bare(module: Callable[[Tensor], Any], pixels: Tensor) -> Callable[[], Any]:
 
         with torch.inference_mode():
             module(pixels)
+        if pixels.is_cuda:  # ours has its maps on the host when it returns
+            torch.cuda.synchronize(pixels.device)
 
     return run

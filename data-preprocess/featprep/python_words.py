@@ -28,13 +28,17 @@ _ASKED = re.compile(
 )
 
 
+class CallerWarning(UserWarning):
+    """What whoever calls should know; of a command, a line `note`."""
+
+
 def warn_caller(message: str) -> None:
     """A warning that points at the caller's line, however deep in the package it arises."""
     here, level = os.path.dirname(os.path.abspath(__file__)), 2
     frame = sys._getframe(1)
     while frame.f_back and os.path.abspath(frame.f_code.co_filename).startswith(here):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level)
+    warnings.warn(message, CallerWarning, stacklevel=level)
 
 
 @contextmanager

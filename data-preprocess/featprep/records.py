@@ -38,7 +38,8 @@ class Picture:
     `rgb`: PIL "RGB", each channel already multiplied by alpha. `alpha`: (H, W) uint8 or uint16, as
     deep as the file has it, or None for an opaque image. `stored_size`: (height, width) in the
     file, before orientation. `orientation`: EXIF 1…8. `mode`: the file's own, such as "PNG RGBA
-    16-bit".
+    16-bit". `reduced`: how many pixels of either side its decoder made one of (--fast_decode), or
+    None where it was not asked; then `rgb` ends within its last pixels, and has no alpha.
     """
 
     rgb: Image.Image
@@ -47,6 +48,13 @@ class Picture:
     orientation: int
     mode: str
     notes: tuple[str, ...] = ()
+    reduced: int | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the upright source."""
+        height, width = self.stored_size
+        return (width, height) if self.orientation in (5, 6, 7, 8) else (height, width)
 
 
 @dataclass(frozen=True, slots=True)

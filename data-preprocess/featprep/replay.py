@@ -21,7 +21,9 @@ def network_pixels(run: Run, key: str) -> UInt8 | Failure:
     geometry = Geometry.from_dict({name: there[name] for name in names})
     source = line["source"] if line else key
     path = _source_path(run.input, source)
-    rules = DecodeRules(geometry, allow_truncated=CUT_SHORT in (line or {}).get("notes", ()))
+    is_lenient = CUT_SHORT in (line or {}).get("notes", ())
+    is_fast = bool(there.get("fast_decode"))
+    rules = DecodeRules(geometry, allow_truncated=is_lenient, fast=is_fast)
     outcome = prepare(ImageRef(key, source, path, 0, 0), rules)
     return replace(outcome, source=path) if isinstance(outcome, Failure) else outcome.pixels
 

@@ -235,8 +235,8 @@ def fingerprint(
     config: EncodeConfig, spec: EncoderSpec, digest: str, resolved: Resolved, precision: Precision
 ) -> dict[str, Any]:
     """Everything that shapes a result's bytes, as flat plain values. Two runs with one fingerprint
-    may share a folder. What was not asked of `_taken` is left out, so that outputs resume that were
-    made before it could be."""
+    may share a folder. What was not asked of `_taken`, and --fast_decode, are left out, so
+    that outputs resume that were made before they could be."""
     geometry = dataclasses.asdict(resolved.geometry)
     return {
         "format": FORMAT,
@@ -252,6 +252,7 @@ def fingerprint(
         "overlap": _plain(resolved.tiling.overlap) if resolved.tiling else None,
         "mask_dir": os.path.realpath(config.mask_dir) if config.mask_dir else None,
         "names": config.names,
+        **({"fast_decode": True} if config.fast_decode else {}),
     }
 
 
@@ -307,7 +308,7 @@ def metadata(
     """The run's part of NAME.json; the image's part is in Prepared.meta."""
     names = (
         *("encoder", "weights", "layer", "feature", "norm", "facet", "prefix", "pooled"),
-        *("masked_pool", "pos_embed", "background", "resize"),
+        *("masked_pool", "pos_embed", "background", "resize", "fast_decode"),
         *("deterministic", "threads", "batch_size"),
     )
     rule = {"any": "1 where a pixel with alpha above the threshold overlaps the cell",

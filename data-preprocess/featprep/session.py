@@ -57,7 +57,11 @@ class Session:
     def rules(self) -> DecodeRules:
         config = self.config
         return DecodeRules(
-            self.resolved.geometry, config.max_pixels, config.mask_dir, config.allow_truncated
+            self.resolved.geometry,
+            config.max_pixels,
+            config.mask_dir,
+            config.allow_truncated,
+            config.fast_decode,
         )
 
     @property

@@ -65,12 +65,13 @@ class Standing:
         no byte read: what has the right length is left to `featprep verify`. Metadata is people's
         to edit and to remove; lines of older versions record no lengths."""
         sizes = line.get("bytes")
-        return not isinstance(sizes, dict) or all(
-            self._size(file) == size for file, size in sizes.items() if not file.endswith(META)
-        )
-
-    def _size(self, file: str) -> int | None:
+        if not isinstance(sizes, dict):
+            return True
+        path = self._store.path
         try:
-            return os.stat(self._store.path(file)).st_size
+            for file, size in sizes.items():
+                if not file.endswith(META) and os.stat(path(file)).st_size != size:
+                    return False
         except OSError:
-            return None
+            return False
+        return True

@@ -8,14 +8,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featprep import devices
 from featprep.commands import certify_table as table
 from featprep.commands.certify_table import Certificate
-from featprep.commands.flags import Parser, as_argument
+from featprep.commands.flags import Parser, add_settings, as_argument
 from featprep.encoders import FAMILIES, list_encoders, resolve
-from featprep.encoders.base import ModelName
+from featprep.encoders.base import LoadOptions, ModelName
 from featprep.errors import FeatprepError, InputError, UsageError
 from featprep.naming import printable
 from featprep.published import PUBLISHED, difference
@@ -26,7 +29,8 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Hold an encoder's maps against its upstream's own modules: every kind of feature, native, other and
-non-square sizes, float32 and bfloat16, and that no map depends on the other images of its batch.
+non-square sizes, float32 and bfloat16 (on a GPU float16 too), and that no map depends on the other
+images of its batch. Upstream runs on the CPU, in float32.
 Exits 1 if one lies outside tolerance, 2 if there was nothing to certify.
 
   featprep certify clip:ViT-B/32 hf:mine=./folder
@@ -42,18 +46,28 @@ def main(argv: Sequence[str]) -> int:
         print("random weights: the architectures are certified, and no published checkpoint")
     if flags.overhead:
         return _measure(names, flags)
-    width = table.print_head(title for name in names for title in _titles(name, flags))
+    half = devices.reduced_precisions(flags.device)
+    width = table.print_head((title for name in names for title in _titles(name, flags)), half)
     start, done = time.monotonic(), []
     for name in names:
         for certificate in _certify(name, flags):
             done.append(certificate)
             table.print_row(certificate, width, flags.verbose)
+            _save(flags, done, time.monotonic() - start, is_complete=False)
     seconds = time.monotonic() - start
-    table.print_closing(done, seconds)
-    if flags.json:
-        settings = {"random": flags.random, "layers": flags.layers}
-        table.write_json(flags.json, done, seconds, settings)
+    table.print_closing(done, seconds, half)
+    _save(flags, done, seconds, is_complete=True)
     return table.exit_code(done)
+
+
+def _save(
+    flags: argparse.Namespace, done: Sequence[Certificate], seconds: float, *, is_complete: bool
+) -> None:
+    """After every model: what is done stands, should it be interrupted."""
+    if flags.json:
+        settings = {"random": flags.random, "layers": flags.layers, "device": flags.device}
+        settings["complete"] = is_complete
+        table.write_json(flags.json, done, seconds, settings)
 
 
 def make_parser() -> Parser:
@@ -72,14 +86,20 @@ def make_parser() -> Parser:
     parser.add_argument("--layers", type=int, metavar="N", help="with --random: the first N blocks")
     parser.add_argument("--json", metavar="FILE", help="every comparison, for programs")
     parser.add_argument(
+        "--device", default="cpu", help="where ours runs: auto, cpu, cuda, cuda:N, mps (cpu)"
+    )
+    parser.add_argument(
         "--image", metavar="FILE", help="COCO val2017 000000039769, of which figures are published"
     )
+    add_settings(parser, ("quick_gelu", "trust_weights"))
     return parser
 
 
 def _read(argv: Sequence[str]) -> argparse.Namespace:
     flags = make_parser().read(argv)
     _check(flags)
+    if flags.device != "cpu":
+        flags.device, _ = devices.choose_device(flags.device)
     return flags
 
 
@@ -135,16 +155,21 @@ def _certify(name: ModelName, flags: argparse.Namespace) -> Iterator[Certificate
     from featprep import certify
     from featprep.references.conversions import conversions_of
 
+    options = _options(flags)
     with _weights(name, flags.random, flags.layers) as local:
-        yield _tried(name.typed, lambda: certify.certify(local))
+        yield _tried(name.typed, lambda: certify.certify(local, options=options))
         if flags.across:
             for family in conversions_of(local):
-                yield _tried(
-                    f"{name.typed} as {family}:",
-                    lambda family=family: certify.certify_conversion(local, family),  # type: ignore[misc]
-                )
+                across = partial(certify.certify_conversion, local, family, options)
+                yield _tried(f"{name.typed} as {family}:", across)
     if flags.image:
         yield from _published(name, flags.image)
+
+
+def _options(flags: argparse.Namespace) -> LoadOptions:
+    return LoadOptions(
+        device=flags.device, quick_gelu=flags.quick_gelu, trust_weights=bool(flags.trust_weights)
+    )
 
 
 def _tried(title: str, compare: Callable[[], Sequence[Verdict]]) -> Certificate:
@@ -199,8 +224,9 @@ def _weights(name: ModelName, is_random: bool, layers: int | None) -> Iterator[M
 def _measure(names: Sequence[ModelName], flags: argparse.Namespace) -> int:
     from featprep.overhead import measure_overhead
 
+    options, computes = _options(flags), devices.reduced_precisions(flags.device)
     for name in names:
         with _weights(name, flags.random, flags.layers) as local:
-            for compute in ("float32", "bfloat16"):
-                table.print_overhead(name.typed, measure_overhead(local, compute))
+            for load in (options, *(replace(options, compute=compute) for compute in computes)):
+                table.print_overhead(name.typed, measure_overhead(local, load))
     return 0

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
+from featprep.devices import library_versions
 from featprep.naming import printable
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 _WIDEST = 40  # of a longer name, the middle is left out; --json has it whole
 _COLUMNS = 100
 _SHOWN = 5  # comparisons outside tolerance, without --verbose
-_LINE = "{:<4} {:<{width}} {:>8} {:<8} {:>7} {:>8}  {}"
+_SHORT = {"bfloat16": "bf16", "float16": "fp16"}
+_LINE = "{:<4} {:<{width}} {:>8} {:<9} {:>7} {:>8}  {}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +36,12 @@ class Certificate:
     reason: str = ""
 
 
-def print_head(names: Iterable[str]) -> int:
-    """Returns the width of the names."""
+def print_head(names: Iterable[str], reduced: Sequence[str]) -> int:
+    """Returns the width of the names. `reduced`: the precisions that are compared; of several the
+    worst is shown."""
     width = min(_WIDEST, max(map(len, names)))
-    titles = ("", "model", "fp32 max", "bf16", "1st pct", "neighb.", "nearest to its bound")
+    half = "/".join(_SHORT[one] for one in reduced)
+    titles = ("", "model", "fp32 max", half, "1st pct", "neighb.", "nearest to its bound")
     print(_LINE.format(*titles, width=width))
     return width
 
@@ -79,7 +83,9 @@ def _cut(line: str) -> str:
 
 
 def _reason(done: Certificate, is_verbose: bool) -> str:
-    return "no weights" if done.status == "none" and not is_verbose else printable(done.reason)
+    """Of weights that are to be fetched the words are long, and the same for every model."""
+    is_absent = done.status == "none" and "featprep fetch " in done.reason
+    return "no weights" if is_absent and not is_verbose else printable(done.reason)
 
 
 def _cosine(found: Iterable[float]) -> str:
@@ -96,9 +102,9 @@ def _comparison(verdict: Verdict) -> str:
     )
 
 
-def print_closing(done: Sequence[Certificate], seconds: float) -> None:
+def print_closing(done: Sequence[Certificate], seconds: float, reduced: Sequence[str]) -> None:
     if any(item.verdicts for item in done):
-        print(_bounds())
+        print(_bounds(reduced))
     counts = {
         status: sum(item.status == status for item in done) for status in ("ok", "FAIL", "none")
     }
@@ -112,12 +118,12 @@ def print_closing(done: Sequence[Certificate], seconds: float) -> None:
         print("* unstable: rounding its weights alone moves upstream's own map by a tenth of that")
 
 
-def _bounds() -> str:
+def _bounds(reduced: Sequence[str]) -> str:
     from featprep.certify import LEAST_COSINE, TOLERANCE
 
     return (
-        f"bounds: float32 within {TOLERANCE:.0e} × max(1, rms of upstream's); bfloat16 cosine of a "
-        f"map at least {LEAST_COSINE}"
+        f"bounds: float32 within {TOLERANCE:.0e} × max(1, rms of upstream's); "
+        f"{' and '.join(reduced)} cosine of a map at least {LEAST_COSINE}"
     )
 
 
@@ -140,6 +146,7 @@ def write_json(
 
     content = {
         "featprep": read_version(),
+        "versions": library_versions(),
         **settings,
         "seconds": round(seconds, 1),
         "models": [_as_json(item) for item in done],

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import warnings
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featprep.commands.console import Progress, say
+from featprep.commands.console import Progress, counted, say, warnings_as_notes
 from featprep.commands.flags import Parser, add_settings, parsed_settings
 from featprep.config import parse_value
 from featprep.errors import InputError, UsageError
@@ -50,7 +50,7 @@ def make_parser() -> Parser:
     add("--top", metavar="N", help="so many labels of each image (default: 5)")
     add("--json", action="store_true", help="one JSON object a line, for programs")
     add("--quiet", action="store_true", help="no progress")
-    add_settings(parser, SETTINGS, resize="native")
+    add_settings(parser, SETTINGS, resize="native", size="native")
     return parser
 
 
@@ -58,20 +58,15 @@ def main(argv: Sequence[str]) -> int:
     flags = make_parser().read(argv)
     labels, top = _labels(flags), _top(flags.top)
     _model(flags.model)
-    from featprep import images
+    from featprep import devices, images
 
     # Every file has a result of its own here: a.png and a.jpg write nothing.
     selection = Selection(images.SUFFIXES, outputs=lambda key: (key,), names="full", flag="IMAGES")
     source = Source(flags.input, selection)
     total = source.census().total
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = _tell  # one line, as all others
+    devices.let_threads_sleep()
+    with warnings_as_notes():
         return _classify(flags, labels, top, source, total)
-
-
-def _tell(message: Warning | str, *_: object, **__: object) -> None:
-    say("note", printable(str(message)))
 
 
 def _classify(
@@ -83,8 +78,11 @@ def _classify(
     settings = parsed_settings({name: getattr(flags, name) for name in models.SETTINGS})
     config = models.task_config(_model(flags.model), settings)
     classifier = zero_shot.ZeroShotClassification(*models.open_towers(config))
-    if classifier.spec.meaningless and not flags.quiet:
-        say("note", f"{classifier.spec.name} has random weights: its scores carry no meaning")
+    if not flags.quiet:
+        say("scores", f"{classifier.kind_of_scores(len(labels))}, {classifier.spec.name}")
+        if classifier.spec.meaningless:
+            say("note", f"{classifier.spec.name} has random weights: its scores carry no meaning")
+    began = time.perf_counter()
     progress = Progress(total, 0, quiet=flags.quiet, verbose=False)
     entries: list[Entry] = []  # those handed out and not yet answered: a batch at most
     paths = _paths(source, entries)
@@ -97,6 +95,10 @@ def _classify(
             _print_failure(failed, flags.json, progress)
     finally:
         progress.close()
+    if not flags.quiet:
+        seconds, count = time.perf_counter() - began, total - progress.failed
+        text = f"{counted(count, 'image')} scored, {progress.failed:,} failed"
+        say("done", f"{text}; {seconds:.1f} s, {total / seconds:.1f} images/s")
     return _SOME_FAILED if progress.failed else 0
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 
 from featprep.naming import printable
+from featprep.python_words import CallerWarning
 from featprep.records import AnyArray, Failure, Features, Prepared
 from featprep.runner import Events, Totals
 
@@ -29,6 +33,23 @@ def say(label: str, text: str) -> None:
     """One labelled line, above the bar if one is drawn."""
     tqdm.write(f"{_title}{label:<8} {text}", file=sys.stderr)
     sys.stderr.flush()
+
+
+@contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """What Python's callers are warned of is one line of a command, without a place in our code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CallerWarning)
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if issubclass(category, CallerWarning):
+                say("note", printable(str(message)))
+            else:
+                others(message, category, *place)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def counted(count: int, noun: str) -> str:

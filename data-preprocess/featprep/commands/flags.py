@@ -97,6 +97,15 @@ def as_argument() -> Iterator[None]:
         raise type(error)(text) from error
 
 
+@contextmanager
+def as_models() -> Iterator[None]:
+    """For commands whose flag is --models: their refusals say how it is given there."""
+    try:
+        yield
+    except (UsageError, WeightsError) as error:
+        raise type(error)(re.sub(r"(?<!encode )--model\b", "--models", str(error))) from error
+
+
 def add_settings(parser: Parser, names: Iterable[str], **shown: str) -> None:
     """Flags of these settings; their values are text till config reads them. `shown`: defaults
     that differ from those of encode."""

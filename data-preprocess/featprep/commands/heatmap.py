@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from featprep.commands.console import Progress, say
+from featprep.commands.console import Progress, say, warnings_as_notes
 from featprep.commands.flags import Parser, add_settings, parsed_settings
 from featprep.errors import InputError, UsageError
 from featprep.naming import printable
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from featprep.commands.heatmap_folder import HeatmapFolder
     from featprep.records import UInt8
     from featprep.runs import Run
+    from featprep.tasks.heatmap import Tally
     from featprep.tasks.scores import Float64
 
 _DESCRIPTION = """Where texts are in stored maps: cosines, and a picture an image and text.
@@ -58,6 +59,7 @@ def make_parser() -> Parser:
 def main(argv: Sequence[str]) -> int:
     flags = make_parser().read(argv)
     limits = _limits(flags.range)
+    from featprep import devices
     from featprep.commands.heatmap_folder import HeatmapFolder
     from featprep.runs import Run
     from featprep.tasks import text_maps, zero_shot
@@ -71,20 +73,22 @@ def main(argv: Sequence[str]) -> int:
     to = HeatmapFolder(flags.to or _beside(run.path), texts, about, limits)
     to.check(run.path)  # before anything is loaded
     settings = parsed_settings({name: getattr(flags, name) for name in _SETTINGS})
+    devices.let_threads_sleep()
     tower, checked = text_maps.open_tower(run, name, settings)
     if not flags.quiet:
         say("texts", f"{len(texts):,} by the text tower of {tower.name}; {checked}")
-    vectors = zero_shot.LabelVectors(tower).of(texts, templates)
+    with warnings_as_notes():
+        vectors = zero_shot.LabelVectors(tower).of(texts, templates)
     to.claim()
     return _draw(run, flags, vectors, to)
 
 
 def _draw(run: Run, flags: argparse.Namespace, vectors: Float64, to: HeatmapFolder) -> int:
-    from featprep.tasks.heatmap import cosines
+    from featprep.tasks.heatmap import Tally, cosines
 
     keys: Iterable[str] = flags.keys or run
     progress = Progress(len(flags.keys) or len(run), 0, quiet=flags.quiet, verbose=False)
-    least, most = [1.0] * len(vectors), [-1.0] * len(vectors)
+    tally = Tally.of_none(len(vectors))
     try:
         for key in keys:
             try:
@@ -95,15 +99,28 @@ def _draw(run: Run, flags: argparse.Namespace, vectors: Float64, to: HeatmapFold
                 say("failed", f"{printable(key)}: its result is damaged ({printable(str(error))})")
             else:
                 to.write(key, found, mask, _pixels(run, key) if flags.over else None)
-                least = [min(pair) for pair in zip(least, found.min(axis=(1, 2)), strict=True)]
-                most = [max(pair) for pair in zip(most, found.max(axis=(1, 2)), strict=True)]
+                tally.add(found, mask)
             progress.step()
     finally:
         progress.close()
     for number, text in enumerate(to.texts):
-        extent = f"{least[number]:.3f} to {most[number]:.3f}"
-        print(f"{printable(text)}  cosines {extent}  {printable(to.path)}/{to.folder_of(number)}")
+        print(f"{printable(text)}  {_found(tally, number)}  "
+              f"{printable(to.path)}/{to.folder_of(number)}")  # fmt: skip
     return _SOME_FAILED if progress.failed else 0
+
+
+def _found(tally: Tally, number: int) -> str:
+    """Of a text over all images; of several texts also its share of the segments, and its colour
+    there."""
+    from featprep.tasks.heatmap_pictures import hex_colour
+
+    if not tally.cells:
+        return "no cell that counts"
+    text = f"cosines {tally.least[number]:.3f} to {tally.greatest[number]:.3f}"
+    if len(tally.highest) == 1:
+        return text
+    share = tally.highest[number] / tally.cells
+    return f"{text}, highest in {share:.0%} of cells ({hex_colour(number)})"
 
 
 def _beside(output: str) -> str:

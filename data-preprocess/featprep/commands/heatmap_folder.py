@@ -86,12 +86,12 @@ class HeatmapFolder:
         return f"{number + 1}_{words}" if words else str(number + 1)
 
     def _said(self) -> dict[str, Any]:
-        from featprep.tasks.heatmap_pictures import colour
+        from featprep.tasks.heatmap_pictures import hex_colour
 
         folders = {
             self.folder_of(number): {
                 "text": text,
-                "colour": "#" + bytes(colour(number)).hex(),
+                "colour": hex_colour(number),
             }
             for number, text in enumerate(self.texts)
         }

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from featprep.commands.flags import Parser, add_settings, parsed_settings
+from featprep.commands.flags import Parser, add_settings, as_models, parsed_settings
 from featprep.commands.index import add_database, check_database
 from featprep.config import parse_value
 from featprep.errors import ImageError, UsageError
@@ -45,7 +45,8 @@ def main(argv: Sequence[str]) -> int:
     settings = parsed_settings({name: getattr(flags, name) for name in _SETTINGS})
     asked = parse_value("model", flags.models) if flags.models is not None else ()
     models = (asked,) if isinstance(asked, str) else asked
-    from featprep.commands.console import say
+    from featprep import devices
+    from featprep.commands.console import say, warnings_as_notes
     from featprep.naming import printable
     from featprep.stores.milvus import Collection, is_missing
     from featprep.tasks.retrieval import Query
@@ -55,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
             f"--db {printable(db)}: is not there; make it first: featprep index VECTORS --db "
             f"{printable(db)}"
         )
+    devices.let_threads_sleep()
     with Collection(db, flags.collection) as collection:
         about = collection.about()
         if about is None:
@@ -62,9 +64,10 @@ def main(argv: Sequence[str]) -> int:
                 f"{collection.title}: no collection {flags.collection} in it; make it first: "
                 "featprep index VECTORS --db …"
             )
-        query = Query(f"the collection {flags.collection}", about, models, settings)
         try:
-            vector = query.of_image(flags.image) if flags.image else query.of_text(flags.text)
+            with warnings_as_notes(), as_models():
+                query = Query(f"the collection {flags.collection}", about, models, settings)
+                vector = query.of_image(flags.image) if flags.image else query.of_text(flags.text)
         except ImageError as error:
             say("failed", f"{printable(flags.image)}: {error.stage}: {printable(str(error))}")
             return 3

@@ -60,7 +60,7 @@ def make_parser(prog: str = "featprep vectorize") -> Parser:
     add("--normalize", metavar="HOW", default="none", help=_NORMALIZE_HELP)
     add("--skip_failed", action="store_true", help="go on without models that do not load")
     add("--no_skip_failed", action="store_false", dest="skip_failed", help=SUPPRESS)
-    add_settings(parser, SETTINGS, resize="native")
+    add_settings(parser, SETTINGS, resize="native", size="native")
     return parser
 
 

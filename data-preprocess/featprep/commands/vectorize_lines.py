@@ -60,7 +60,7 @@ def introduce(job: VectorJob, ensemble: Ensemble, census: Census) -> None:
     if job.config.quiet:
         return
     say("vector", ensemble_text(ensemble))
-    say("device", device_text(ensemble))
+    say("device", f"{device_text(ensemble)}  {batches_text(ensemble)}")
     ignored = ", ".join(f"{n:,} {printable(s)}" for s, n in census.ignored.most_common(6))
     passed = f"; ignored: {ignored}" if ignored else ""
     say("input", f"{printable(job.config.input)}  {census.images:,} images{passed}")
@@ -73,6 +73,13 @@ def device_text(ensemble: Ensemble) -> str:
         f"{devices.device_title(session.device)}  compute {precision.compute} "
         f"({precision.reason}), stored {precision.storage}"
     )
+
+
+def batches_text(ensemble: Ensemble) -> str:
+    sizes = sorted({member.session.batch_size for member in ensemble.members})
+    hands = ensemble.members[0].session.hands
+    text = f"batch {', '.join(map(str, sizes))}"
+    return f"{text}, {hands.count} at a time ({hands.reason})" if hands.count > 1 else text
 
 
 def print_vector(ensemble: Ensemble, vector: AnyArray, time: str) -> None:

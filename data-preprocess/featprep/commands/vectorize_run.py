@@ -32,6 +32,7 @@ def run(job: VectorJob) -> int:
     """Exit code (SPEC 7)."""
     if job.output is not None:
         check_suffix(job.output, "--output")
+    check_names(job)
     source, is_one = open_source(job.config)
     if job.output is None:
         if not is_one:
@@ -67,9 +68,20 @@ def open_source(config: EncodeConfig) -> tuple[Source, bool]:
     return source, os.path.isfile(config.input) and not is_list
 
 
+def check_names(job: VectorJob) -> None:
+    """A model that there is not is said to be before any other has been loaded."""
+    for value in () if job.skip_failed else job.models:
+        try:
+            find_model(value)
+        except FeatprepError as error:
+            raise _not_loaded(job, value, error) from error
+
+
 def load(job: VectorJob) -> Ensemble:
     """Every model, told of as it loads. Raises what the first that fails does, unless it is to be
     skipped."""
+    device, _ = devices.choose_device(job.config.device)  # refused, it is no model's failure
+    devices.choose_precision(job.config.fp16, job.config.precision, device)
     before = _batch_sizes(job)
     members: list[Member] = []
     for value in job.models:
@@ -78,14 +90,21 @@ def load(job: VectorJob) -> Ensemble:
             members.append(_load(job.config, value, before))
         except FeatprepError as error:
             if not job.skip_failed:
-                way_out = "" if len(job.models) == 1 else "; or go on without it: --skip_failed"
-                raise type(error)(f"{value} does not load: {error}{way_out}") from error
+                raise _not_loaded(job, value, error) from error
             say("skipped", f"{printable(value)} does not load: {printable(str(error))}")
             continue
         lines.tell_member(job, members, time.perf_counter() - began)
     if not members:
         raise UsageError(f"--models {','.join(job.models)}: none of them loads; nothing was done")
     return Ensemble(members, job.normalize)  # type: ignore[arg-type]
+
+
+def _not_loaded(job: VectorJob, value: str, error: FeatprepError) -> FeatprepError:
+    text = f"{value} does not load: {error}"
+    if len(job.models) > 1:
+        text += "; or" if text[-1] not in ".?" else " Or"
+        text += " go on without it: --skip_failed"
+    return type(error)(text)
 
 
 def _load(config: EncodeConfig, value: str, before: dict[str, int]) -> Member:

@@ -46,6 +46,7 @@ class TableRun:
     ) -> None:
         self.job, self.ensemble, self.source, self.pool = job, ensemble, source, pool
         self.output = str(job.output)
+        self.hands = ensemble.members[0].session.hands  # all are on one device
         self.stopping = Stopping()
 
     def go(self, images: int, *, is_one: bool) -> int:
@@ -83,8 +84,10 @@ class TableRun:
         rules = [member.session.rules for member in self.ensemble.members]
         runner = Runner(
             decode=lambda jobs, ahead: self.pool.run(jobs, rules, ahead),
-            lanes=_lanes(self.ensemble, recorder),
+            lanes=_lanes(self.ensemble, recorder, self.hands.count),
             workers=self.pool.workers,
+            hands=self.hands.count,
+            on_hand=lambda: devices.hold_threads(self.hands.threads),
             stop=self.stopping.asked,
         )
         totals = runner.run(recorder.left(self.source.folders()))
@@ -92,13 +95,15 @@ class TableRun:
         return totals
 
 
-def _lanes(ensemble: Ensemble, recorder: VectorRecorder) -> Sequence[Lane]:
+def _lanes(ensemble: Ensemble, recorder: VectorRecorder, hands: int) -> Sequence[Lane]:
     def tell_halved(title: str, size: int) -> None:
         say("memory", f"{title}: the device is full: going on with batches of {size}")
 
     return [
         Lane(
-            member.batch_encoder(member.session.batch_size, partial(tell_halved, member.name)),
+            member.batch_encoder(
+                member.session.batch_size, partial(tell_halved, member.name), hands
+            ),
             sink,
             Events(),
         )

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from featprep.encoders import (
+    downloads,
     hf_config,
     hf_known,
     hf_text,
+    hub,
     huggingface,
     name_hints,
     openai_clip,
@@ -48,7 +50,7 @@ class Family:
     those that texts need, where they are more. `local`: what a path leads to. `open_ids`: the hub
     has more, named ORG/NAME after `hub_prefix`. `package`: what to install where no name is known.
     `is_more`: whether an ID may be a name that only its library knows; `more`: what that is, in
-    words."""
+    words; `list_more`: those that hold a text, and `ask`: what its library says of one."""
 
     known: Mapping[str, EncoderSpec | None]
     describe: Callable[[ModelName], EncoderSpec | None]
@@ -60,6 +62,8 @@ class Family:
     package: str = ""
     is_more: Callable[[str], bool] = lambda id: False
     more: str = ""
+    list_more: Callable[[str], list[str]] = lambda text: []
+    ask: Callable[[ModelName], tuple[EncoderSpec, Terms]] | None = None
     terms: Callable[[str], Terms] = lambda id: Terms()
     load_text: Callable[[ModelName, LoadOptions], TextEncoder] | None = None
     find_text: Callable[[ModelName], Found] | None = None
@@ -72,6 +76,7 @@ FAMILIES = {
         openai_clip.load,
         openai_clip.find,
         "a .pt file",
+        terms=openai_clip_cards.terms,
         load_text=openai_clip_text.load,
     ),
     "hf": Family(
@@ -105,6 +110,9 @@ FAMILIES = {
         "a .safetensors file, a state dict, or a folder with config.json",
         is_more=timm_catalogue.is_spelled,
         more="any other model of timm",
+        list_more=timm_models.list_more,
+        ask=timm_models.ask,
+        terms=timm_catalogue.terms,
     ),
     "torchvision": Family(
         torchvision_catalogue.KNOWN,
@@ -112,6 +120,7 @@ FAMILIES = {
         torchvision_models.load,
         torchvision_models.find,
         "a .pth file, under torchvision's NAME of it",
+        terms=torchvision_catalogue.terms,
     ),
 }
 
@@ -155,12 +164,29 @@ def list_encoders() -> list[str]:
     return [f"{family}:{id}" for family in FAMILIES for id in _ids(family)]
 
 
+def list_more(text: str) -> list[str]:
+    """FAMILY:ID of the names that hold this and that only their library knows. Loads it."""
+    return [
+        f"{family}:{id}"
+        for family, row in FAMILIES.items()
+        if row.ask is not None
+        for id in row.list_more(text.removeprefix(f"{family}:"))
+    ]
+
+
+def ask(name: ModelName) -> tuple[EncoderSpec, Terms]:
+    """What its library says of a name that `list_more` gave. Raises WeightsError, UsageError."""
+    library = FAMILIES[name.family].ask
+    assert library is not None
+    return library(name)
+
+
 def resolve(value: str, scope: str) -> ModelName:
     """What `--model VALUE` names in a command of a scope (SCOPES). Raises UsageError.
 
     FAMILY:ID, FAMILY:ID=PATH, a known name, an alias, or, in a command other than `any`, a path.
     """
-    value = ALIASES.get(value, value)
+    value = _unaliased(value)
     taken = SCOPES[scope]
     head, colon, rest = value.partition(":")
     if colon and head in FAMILIES:
@@ -174,6 +200,15 @@ def resolve(value: str, scope: str) -> ModelName:
         if value in row.known and scope in SCRIPTS:
             raise UsageError(_elsewhere(f"{family}:{value}", taken))
     raise UsageError(_unknown(value, taken, value))
+
+
+def _unaliased(value: str) -> str:
+    """An alias, also of local weights (ALIAS=PATH), as the name it stands for."""
+    head, equals, path = value.partition("=")
+    id = head.removeprefix("torchvision:")
+    if id in torchvision_catalogue.SAME:
+        head = f"torchvision:{torchvision_catalogue.SAME[id]}"
+    return f"{ALIASES.get(head, head)}{equals}{path}"
 
 
 def _plain(value: str, taken: Scope) -> ModelName | None:
@@ -240,11 +275,17 @@ def find_weights(name: ModelName) -> Found:
 
 @contextmanager
 def _misspelt(name: ModelName) -> Iterator[None]:
-    """A name of the hub that is not known here, and cannot be had, may be a known one misspelt."""
+    """A name of the hub that is not known here, and cannot be had, may be a known one misspelt; one
+    that is known to be gated is told so, even where the hub was not asked."""
     try:
         yield
     except WeightsError as error:
         row = FAMILIES[name.family]
+        is_wanting = downloads.carry_over(name) in str(error)
+        if is_wanting and row.terms(name.id).is_gated and "is gated" not in str(error):
+            raise WeightsError(
+                f"{error}. It is gated: first accept its terms at {hub.SITE}/{name.id}"
+            ) from error
         is_open = row.open_ids and name.path is None and name.id not in row.known
         near = name_hints.nearest_name(name.id, row.known, is_sure=True) if is_open else None
         if near is None:

@@ -17,6 +17,7 @@ from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName
 from featprep.encoders.block_encoder import BlockEncoder
 from featprep.encoders.hf_config import MODEL_TYPES, ModelType, read_spec
 from featprep.encoders.hf_known import KNOWN
+from featprep.encoders.positions import keep_positions
 from featprep.encoders.taps import has_attention
 from featprep.encoders.torch_encoder import place
 from featprep.encoders.weights import Found
@@ -145,6 +146,7 @@ class HuggingFaceEncoder(BlockEncoder):
         self._flags = {"interpolate_pos_encoding": True} if kind.is_flagged else {}
         if options.pos_embed == "hub" and kind.hub_offset is not None:
             use_hub_positions(model.embeddings, spec, kind)
+        keep_positions(model)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:

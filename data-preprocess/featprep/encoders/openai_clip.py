@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CACHE = Path("~/.cache/clip")  # fixed in clip.load
+# Under which a training state keeps its weights; the second is what openai/CLIP's issue 83 saves.
+_INSIDE = ("state_dict", "model_state_dict", "model")
 _ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # beside its parameters
 
 
@@ -49,7 +51,9 @@ def read(
 ) -> tuple[EncoderSpec, dict[str, Tensor]]:
     """What a file holds: the spec, and the tensors of both towers."""
     published = {url.split("/")[-2] for url in import_clip()._MODELS.values()}
-    tensors = weights.read_tensors(found.path, name, published, options.trust_weights)
+    tensors = weights.unwrapped(
+        weights.read_tensors(found.path, name, published, options.trust_weights, inside=_INSIDE)
+    )
     kept = {key: item for key, item in tensors.items() if key not in _ARCHIVE_EXTRAS}
     return spec_of(tensors, name, found.path), kept
 

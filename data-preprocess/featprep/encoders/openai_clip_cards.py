@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from featprep.encoders.base import EncoderSpec, ModelName, Recipe, Stage
+from featprep.encoders.base import EncoderSpec, ModelName, Recipe, Stage, Terms
 from featprep.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -102,6 +102,11 @@ KNOWN = {
     "RN50x16": make_resnet_spec("RN50x16", width=96, side=384, projected=768),
     "RN50x64": make_resnet_spec("RN50x64", width=128, side=448, projected=1024),
 }
+
+
+def terms(id: str) -> Terms:
+    """clip states no licence of its weights; its addresses are open to all."""
+    return Terms(is_gated=False)
 
 
 def spec_of(tensors: Mapping[str, Tensor], name: ModelName, where: object) -> EncoderSpec:

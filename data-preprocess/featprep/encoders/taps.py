@@ -88,13 +88,15 @@ def _listening(block: Any, layer: int, want: Want, taken: dict[int, Any]) -> Ite
 def _parts_of(module: Any) -> Callable[[Tensor, Facet], Tensor] | None:
     from torch import nn
 
+    if hasattr(module, "queries_keys_values"):  # a packed one, whose weight is not to be read
+        return lambda tokens, facet: _chunk(module.queries_keys_values(tokens), facet)
     if isinstance(getattr(module, "in_proj_weight", None), nn.Parameter):
         return lambda tokens, facet: _third(
             tokens, facet, module.in_proj_weight, getattr(module, "in_proj_bias", None)
         )
     if isinstance(getattr(module, "qkv", None), nn.Linear):
         if getattr(module, "q_bias", None) is None:
-            return lambda tokens, facet: module.qkv(tokens).chunk(3, -1)[_FACETS.index(facet)]
+            return lambda tokens, facet: _chunk(module.qkv(tokens), facet)
         return lambda tokens, facet: _third(tokens, facet, module.qkv.weight, _fused_bias(module))
     for names in _SPLIT:
         linears = [getattr(module, name, None) for name in names]
@@ -111,6 +113,11 @@ def _behind_inner_norm(module: Any, out: Any) -> Any:
 
 def _own(linears: Sequence[Any], tokens: Tensor, facet: Facet) -> Tensor:
     part: Tensor = linears[_FACETS.index(facet)](tokens)
+    return part
+
+
+def _chunk(parts: Tensor, facet: Facet) -> Tensor:
+    part: Tensor = parts.chunk(3, -1)[_FACETS.index(facet)]
     return part
 
 

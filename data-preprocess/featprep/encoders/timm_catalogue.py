@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from featprep.encoders.base import EncoderSpec, ModelName, Recipe, Stage
+from featprep.encoders.base import EncoderSpec, ModelName, Recipe, Stage, Terms
 from featprep.errors import WeightsError
 
 _Triple = tuple[float, float, float]
@@ -151,6 +151,24 @@ _SPECS = (
     _cnn("hiera_base_224.mae", (96, 192, 384, 768), unit=None, crop_pct=0.9),
 )  # fmt: skip
 KNOWN = {spec.name.partition(":")[2]: spec for spec in _SPECS}
+
+# `license` of timm's pretrained_cfg, where it is not _USUAL.
+_USUAL = "apache-2.0"
+_LICENCES = {
+    "vit_base_patch16_224.mae": "cc-by-nc-4.0",
+    "vit_base_patch16_dinov3.lvd1689m": "dinov3-license",
+    "vit_large_patch16_dinov3.lvd1689m": "dinov3-license",
+    "eva02_base_patch14_448.mim_in22k_ft_in22k_in1k": "mit",
+    "convnext_tiny.dinov3_lvd1689m": "dinov3-license",
+    "convnextv2_base.fcmae_ft_in22k_in1k": "cc-by-nc-4.0",
+    "swin_base_patch4_window7_224.ms_in22k": "mit",
+    "hiera_base_224.mae": "cc-by-nc-4.0",
+}
+
+
+def terms(id: str) -> Terms:
+    """What timm states of a known id: a licence, and nothing of gating."""
+    return Terms(_LICENCES.get(id, _USUAL)) if id in KNOWN else Terms()
 
 
 def tiny_spec(width: int, depth: int) -> EncoderSpec:

@@ -8,11 +8,12 @@ convolution between the last stage and the pooling; it is no part of it. Knows n
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featprep.encoders import digests, hub, wants, weights
-from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName
+from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName, Terms
 from featprep.encoders.module_encoder import Ask, ModuleEncoder, trace
 from featprep.encoders.timm_building import (
     Card,
@@ -28,7 +29,7 @@ from featprep.encoders.weights import Found
 from featprep.errors import WeightsError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 def describe(name: ModelName) -> EncoderSpec | None:
@@ -37,16 +38,48 @@ def describe(name: ModelName) -> EncoderSpec | None:
     return None if is_folder else KNOWN.get(name.id)
 
 
-def load(name: ModelName, options: LoadOptions) -> ModuleEncoder:
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """A model by shapes alone. `config`: its pretrained_cfg."""
+
+    card: Card
+    config: Mapping[str, Any]
+    network: nn.Module
+    spec: EncoderSpec
+    resizes: bool
+
+
+def sketch(name: ModelName) -> Sketch:
+    """What timm says of it, without weights. Raises WeightsError if it gives no map."""
     card = read_card(name)
-    sketch = sketch_model(name, card)
-    resizes = can_resize(sketch)
-    outline = make_network(name, sketch, swaps=False)
-    spec = make_spec(name, sketch, outline, resizes)
+    model = sketch_model(name, card)
+    resizes, network = can_resize(model), make_network(name, model, swaps=False)
+    spec = make_spec(name, model, network, resizes)
+    return Sketch(card, model.pretrained_cfg, network, spec, resizes)
+
+
+def list_more(text: str) -> list[str]:
+    """Names of timm's with published weights that hold this and are not KNOWN."""
+    import timm
+
+    library: Any = timm
+    names: list[str] = library.list_models(pretrained=True)
+    return [name for name in names if text in name.lower() and name not in KNOWN]
+
+
+def ask(name: ModelName) -> tuple[EncoderSpec, Terms]:
+    """The spec and terms of a name that `list_more` gave. Raises WeightsError, UsageError."""
+    found = sketch(name)
+    return found.spec, Terms(found.config.get("license") or "unknown")
+
+
+def load(name: ModelName, options: LoadOptions) -> ModuleEncoder:
+    outline = sketch(name)
+    card, spec, resizes = outline.card, outline.spec, outline.resizes
     want, last = wants.check(spec, options.want), spec.depth - 1
-    normed = frozenset({last} if spec.final_norm else ())
-    used = trace(outline, *spec.native_size, Ask((last,), normed, pooled=want.pooled)).tensors
-    found = find(name, sketch.pretrained_cfg)
+    asked = Ask((last,), frozenset({last} if spec.final_norm else ()), pooled=want.pooled)
+    used = trace(outline.network, *spec.native_size, asked).tensors
+    found = find(name, outline.config)
     tensors = _read(name, found)
     model = _build(name, card, tensors, used, resizes)
     swaps = options.pos_embed == "transformers" and resizes and model.pos_embed is not None

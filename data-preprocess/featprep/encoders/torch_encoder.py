@@ -205,6 +205,10 @@ def place(module: nn.Module, spec: EncoderSpec, device: str) -> nn.Module:
     """The module on its device, frozen, on a CPU packed. Raises UsageError if it does not fit."""
     try:
         placed = module.eval().requires_grad_(False).to(device)
+        if device.startswith("cuda") and spec.stages:
+            import torch
+
+            placed = placed.to(memory_format=torch.channels_last)  # the order of its convolutions
         if device == "cpu":
             packing.pack(placed)
         return placed

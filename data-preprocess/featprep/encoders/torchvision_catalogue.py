@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from featprep.encoders.base import EncoderSpec, Recipe, Stage
+from featprep.encoders.base import EncoderSpec, Recipe, Stage, Terms
 
 _V1, _V2 = "IMAGENET1K_V1", "IMAGENET1K_V2"
 _QUARTERS = (4, 8, 16, 32)  # strides
@@ -184,8 +184,25 @@ KNOWN = {
     for id in (f"{name}/{weights.tag}" if number else name,)
 }
 
+# What else torchvision calls the weights that a name alone means.
+SAME = {
+    f"{name}/{tag}": name
+    for name, row in ARCHITECTURES.items()
+    for tag in (row.published[0].tag, "DEFAULT")
+}
+
 
 def tag_of(id: str) -> tuple[str, str]:
     """(torchvision's name, the member of its weights enum) of an ID."""
     name, _, tag = id.partition("/")
     return name, tag or ARCHITECTURES[name].published[0].tag
+
+
+# `license` in the meta of those weights; torchvision states none of the others.
+_SWAG = "https://github.com/facebookresearch/SWAG/blob/main/LICENSE"
+
+
+def terms(id: str) -> Terms:
+    """What torchvision states of a known id. Its addresses are open to all."""
+    is_swag = id in KNOWN and "_SWAG_" in tag_of(id)[1]
+    return Terms(_SWAG if is_swag else "unknown", is_gated=False)

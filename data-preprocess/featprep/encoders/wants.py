@@ -15,9 +15,11 @@ def check(spec: EncoderSpec, want: Want) -> Want:
     _check_facet(spec, resolved)
     _check_norm(spec, resolved)
     if want.prefix and not spec.cls + spec.registers:
-        raise UsageError(f"--prefix: {spec.name} has no CLS or register tokens; drop it")
+        there = "--pooled or --masked_pool" if spec.pooled else "--masked_pool"
+        raise UsageError(f"--prefix: {spec.name} has no CLS or register tokens; there is {there}")
     if want.pooled and not spec.pooled:
-        raise UsageError(f"--pooled: {spec.name} has no pooled vector; try --masked_pool")
+        there = "--prefix or --masked_pool" if spec.cls + spec.registers else "--masked_pool"
+        raise UsageError(f"--pooled: {spec.name} has no pooled vector; there is {there}")
     if want.before_projection and not (want.pooled and spec.pooler):
         raise UsageError(f"{spec.name} gives no pooled vector before its projection")
     return resolved
@@ -89,7 +91,8 @@ def _check_facet(spec: EncoderSpec, want: Want) -> None:
         return
     if not spec.has_facets:
         raise UsageError(
-            f"--facet {want.facet}: {spec.name} has no attention that gives one; drop it"
+            f"--facet {want.facet}: {spec.name} has no attention that gives one; allowed is "
+            "--facet token"
         )
     if want.feature != "patch":
         raise UsageError(f"--facet {want.facet} with --feature {want.feature}: drop one of them")

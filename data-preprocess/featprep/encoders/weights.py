@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
 INDEX = ".index.json"
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "clip.", "clip_model.")
 # In the order in which transformers looks for them: one file, or the index of its shards.
 WEIGHTS = (
     "model.safetensors",
@@ -160,11 +161,20 @@ def _plain(loaded: Any, path: Path, name: ModelName) -> dict[str, Tensor]:
     if all(isinstance(item, Tensor) for item in table.values()):
         return dict(table)
     nested = [key for key, item in table.items() if isinstance(item, Mapping)]
-    inside = next((key for key in ("state_dict", "model") if key in nested), "state_dict")
+    inside = max(nested, key=lambda key: len(table[key]), default="state_dict")
     raise WeightsError(
         f"{name}: {path} holds more than tensors; allowed is a plain state dict: "
         f"torch.save(torch.load(FILE)[{inside!r}], NEW_FILE)"
     )
+
+
+def unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Without what wrappers put before every name: DistributedDataParallel, torch.compile, a
+    trainer's own module."""
+    for prefix in _WRAPPERS:
+        if tensors and all(key.startswith(prefix) for key in tensors):
+            return unwrapped({key.removeprefix(prefix): item for key, item in tensors.items()})
+    return tensors
 
 
 def of_tower(name: ModelName, path: Path, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

@@ -67,9 +67,12 @@ EXAMPLES = {
 }
 
 
-def open_reference(name: ModelName, pos_embed: PosEmbed = "transformers") -> Reference:
-    """Upstream's own model of an encoder, in float32 on the CPU."""
-    reference: Reference = importlib.import_module(REFERENCES[name.family]).open_reference(
-        name, pos_embed
-    )
+def open_reference(
+    name: ModelName, pos_embed: PosEmbed = "transformers", quick_gelu: bool | None = None
+) -> Reference:
+    """Upstream's own model of an encoder, in float32 on the CPU. `quick_gelu`: of an openclip: name
+    without a tag, which nothing else tells."""
+    module = importlib.import_module(REFERENCES[name.family])
+    told = {} if quick_gelu is None else {"quick_gelu": quick_gelu}
+    reference: Reference = module.open_reference(name, pos_embed, **told)
     return reference

@@ -60,7 +60,8 @@ class Reference(ABC):
 
     @abstractmethod
     def bare(self, dtype: str) -> Callable[[Tensor], Any]:
-        """Upstream's vision module alone, in this compute precision: what its users would call."""
+        """Upstream's vision module alone, in this compute precision: what its users would call.
+        It is one of the attributes, or a part of one, and takes pixels on the device it is on."""
 
     @abstractmethod
     def _look(self, pixels: Tensor) -> None:

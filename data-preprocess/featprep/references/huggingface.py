@@ -68,7 +68,9 @@ class TransformersModel(Reference):
 
         vision = self.vision.to(getattr(torch, dtype))
         if self.is_naflex:
-            return lambda pixels: vision(**self._patches(pixels.float()))
+            return lambda pixels: vision(
+                **{k: part.to(pixels.device) for k, part in self._patches(pixels.float()).items()}
+            )
         return lambda pixels: vision(pixel_values=pixels, **self._flags)
 
     def _parts(self, names: tuple[str, ...]) -> list[Any]:
@@ -97,7 +99,9 @@ class TransformersModel(Reference):
         from transformers.models.siglip2 import image_processing_pil_siglip2 as processing
 
         library: Any = processing
-        cut = [library.convert_image_to_patches(image, self.patch) for image in pixels.numpy()]
+        cut = [
+            library.convert_image_to_patches(image, self.patch) for image in pixels.cpu().numpy()
+        ]
         patches = torch.from_numpy(np.stack(cut))
         return {
             "pixel_values": patches,

@@ -8,6 +8,7 @@ give if every token attends to itself alone.
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 import warnings
 from collections.abc import Callable
@@ -23,26 +24,34 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def open_reference(name: ModelName, pos_embed: PosEmbed) -> Reference:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        library: Any = importlib.import_module("open_clip")
-        model = _model(library, name).eval()
-        said = library.get_model_preprocess_cfg(model)
+def open_reference(
+    name: ModelName, pos_embed: PosEmbed, quick_gelu: bool | None = None
+) -> Reference:
+    log = logging.getLogger()  # open_clip's words on weights that are put in afterwards
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            library: Any = importlib.import_module("open_clip")
+            model = _model(library, name, quick_gelu).eval()
+            said = library.get_model_preprocess_cfg(model)
+    finally:
+        log.setLevel(level)
     return OpenClipTower(model, said, pos_embed)
 
 
-def _model(library: Any, name: ModelName) -> Any:
+def _model(library: Any, name: ModelName, quick_gelu: bool | None) -> Any:
     path, (arch, _, tag) = Path(name.path or ""), name.id.partition("/")
     if name.path is None and name.id.startswith("hf-hub:"):
         return library.create_model(name.id)
     if name.path and path.is_dir():
         return library.create_model(f"local-dir:{path}")
-    said = library.get_pretrained_cfg(arch, tag)
+    said = library.get_pretrained_cfg(arch, tag) if tag else _agreed(library, arch)
     model = library.create_model(
         arch,
         pretrained=None if name.path else tag,
-        force_quick_gelu=said.get("quick_gelu", False),
+        force_quick_gelu=said.get("quick_gelu", False) if quick_gelu is None else quick_gelu,
         force_preprocess_cfg=said,
         pretrained_text=False,
     )
@@ -51,6 +60,17 @@ def _model(library: Any, name: ModelName) -> Any:
         own = {key[7:]: item for key, item in state.items() if key.startswith("visual.")}
         model.visual.load_state_dict(own)
     return model
+
+
+def _agreed(library: Any, arch: str) -> dict[str, Any]:
+    """Without a tag: the pixel statistics on which all tags of the architecture agree."""
+    tags = library.list_pretrained_tags_by_model(arch)
+    rows = [library.get_pretrained_cfg(arch, tag) for tag in tags]
+    return {
+        key: rows[0][key]
+        for key in ("mean", "std")
+        if rows and all(row[key] == rows[0][key] for row in rows)
+    }
 
 
 class OpenClipTower(Reference):

@@ -55,8 +55,8 @@ class _OfTimm(Reference):
     def bare(self, dtype: str) -> Callable[[Tensor], Any]:
         import torch
 
-        model = build(self.name, num_classes=0).to(getattr(torch, dtype))
-        forward: Callable[[Tensor], Any] = model.forward_features
+        self.alone = build(self.name, num_classes=0).to(getattr(torch, dtype))
+        forward: Callable[[Tensor], Any] = self.alone.forward_features
         return forward
 
     def _pooled(self) -> Tensor:

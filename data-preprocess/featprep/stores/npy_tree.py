@@ -49,6 +49,7 @@ class NpyTreeStore:
         carry it."""
         self.root, self.mask, self.meta, self.tag = root, mask, meta, tag
         self.layers, self.vectors = tuple(sorted(layers)), vectors
+        self._before = os.path.join(root, "")
         self._real_root = os.path.realpath(root)
         self._inside: set[str] = set()
 
@@ -70,7 +71,7 @@ class NpyTreeStore:
         )
 
     def path(self, file: str) -> str:
-        return os.path.join(self.root, *file.split("/"))
+        return self._before + file
 
     def write(self, key: str, result: Result) -> dict[str, Written]:
         """See Store. An older feature file of this key goes first, so that no mask ever stands

@@ -48,6 +48,10 @@ def colour(number: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
+def hex_colour(number: int) -> str:
+    return "#" + bytes(colour(number)).hex()
+
+
 def picture(cells: UInt8, pixels: UInt8 | None) -> Image.Image:
     """(rows, columns, 4) → a picture with square edges between its cells.
 

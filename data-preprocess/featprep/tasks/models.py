@@ -61,6 +61,7 @@ _XENOVA = {
         "google",
     ),
     **dict.fromkeys(("dinov2-small", "dinov2-base", "dinov2-large"), "facebook"),
+    **dict.fromkeys(("dino-vits8", "dino-vits16", "dino-vitb8", "dino-vitb16"), "facebook"),
 }
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _told: set[str] = set()

@@ -123,7 +123,7 @@ class Query:
         self._where, self._about, self._settings = where, about, dict(settings)
         recorded = tuple(row["model"] for row in about["models"])
         self._values = models or recorded
-        names = tuple(str(find_model(value)) for value in self._values)
+        names = tuple(self._named(value) for value in self._values)
         if names != recorded:
             raise UsageError(
                 f"--models {','.join(self._values)}: {where} holds vectors of "
@@ -167,6 +167,18 @@ class Query:
                 f"{self._about['dim']}: its vectors are not aligned with texts; use --image"
             )
         return vector
+
+    def _named(self, value: str) -> str:
+        try:
+            return str(find_model(value))
+        except UsageError as error:
+            recorded = [row["model"] for row in self._about["models"]]
+            if value not in recorded:
+                raise
+            raise UsageError(
+                f"{self._where} holds vectors of {value}, local weights; name them: --models "
+                f"{','.join(f'{name}=PATH' if name == value else name for name in recorded)}"
+            ) from error
 
     def _open(self, name: str, value: str) -> Session:
         asked = {**_geometry(self._about, name), **self._settings}

@@ -17,6 +17,7 @@ from typing import Any
 from featprep import images
 from featprep.batching import BatchEncoder
 from featprep.decoding import DecodeRules, prepare_bytes, prepare_picture
+from featprep.devices import available_cores
 from featprep.encoders.base import Want
 from featprep.errors import ImageError
 from featprep.python_words import warn_caller
@@ -25,7 +26,7 @@ from featprep.session import Session
 from featprep.tasks import inputs
 from featprep.tasks.urls import UrlLimits
 
-_READERS = 8  # threads that read and decode a batch: most of them wait for the network
+_READERS = 8  # threads at least that read and decode a batch: they may wait for the network
 _PICTURE = threading.Lock()  # a PIL image reads its file when first used, and may be given twice
 
 
@@ -104,7 +105,8 @@ def _prepare_all(
     if len(jobs) == 1:
         return [jobs[0]()]
     prepared: list[Prepared | Failure] = []
-    with ThreadPoolExecutor(min(_READERS, len(jobs)), "featprep-read") as pool:
+    readers = max(_READERS, available_cores())
+    with ThreadPoolExecutor(min(readers, len(jobs)), "featprep-read") as pool:
         futures = [pool.submit(job) for job in jobs]
         try:
             for future in futures:

@@ -16,6 +16,7 @@ import numpy as np
 
 from featprep.batching import BatchEncoder
 from featprep.encoders.base import EncoderSpec, Want
+from featprep.encoders.thread_copies import ThreadCopies
 from featprep.errors import ImageError, UsageError
 from featprep.records import AnyArray, Features
 from featprep.resolve import fingerprint
@@ -38,10 +39,14 @@ class Member:
     dim: int
     gflop: float  # of the trial image; 0 where nothing was counted
 
-    def batch_encoder(self, size: int, on_halved: Callable[[int], None]) -> BatchEncoder:
+    def batch_encoder(
+        self, size: int, on_halved: Callable[[int], None], hands: int = 1
+    ) -> BatchEncoder:
+        """`hands`: from how many threads it will be called."""
         session, want = self.session, want_of(self.session.encoder.spec)
+        encoder = session.encoder if hands == 1 else ThreadCopies(session.encoder, hands)
         exact, compute = session.exact, session.precision.compute
-        return BatchEncoder(session.encoder, want, size, exact, compute, on_halved)
+        return BatchEncoder(encoder, want, size, exact, compute, on_halved)
 
 
 def want_of(spec: EncoderSpec) -> Want:

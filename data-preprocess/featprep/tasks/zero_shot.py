@@ -85,6 +85,12 @@ class ZeroShotClassification:
             else:
                 yield self._ranking(outcome, labels, vectors)
 
+    def kind_of_scores(self, count: int) -> str:
+        """For a message, of so many labels."""
+        if self._tower.bias is None:
+            return f"shares of 1 over {count:,} labels (softmax)"
+        return f"a yes or no to each of {count:,} labels (sigmoid), which do not add up to 1"
+
     def _ranking(self, row: Features, labels: Sequence[str], vectors: Float64) -> Ranking:
         image = row.vectors["pooled"]
         found = scores.probabilities(image, vectors, self._tower.scale, self._tower.bias)
