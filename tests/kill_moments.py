@@ -137,15 +137,15 @@ class Campaign:
     dice: random.Random
     counts: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-    whole: dict[str, Undisturbed] = field(default_factory=dict)
+    wholes: dict[str, Undisturbed] = field(default_factory=dict)
 
     @property
     def source(self) -> Path:
         return self.folder / "in"
 
-    def prepare(self) -> None:
-        make_images(self.source)
-        for scene in SCENES:
+    def undisturbed(self, scene: Scene) -> Undisturbed:
+        """Made when it is first asked for, and beside it what is overwritten."""
+        if scene.name not in self.wholes:
             if scene.earlier:
                 self._must(3, self._earlier(scene), scene.earlier)
             output = self.folder / f"whole {scene.name}"
@@ -153,18 +153,19 @@ class Campaign:
             running.sleep(PATIENCE_S, running.has_begun)
             begun = time.monotonic()
             self._check(f"undisturbed {scene.name}", running, (3,))
-            self.whole[scene.name] = Undisturbed(
+            self.wholes[scene.name] = Undisturbed(
                 _snapshot(output), begun - running.began, time.monotonic() - begun
             )
+        return self.wholes[scene.name]
 
     def kill(self, number: int, scene: Scene) -> None:
         """One moment of one run."""
         from kill_harness import check_whole
 
-        output = self.folder / f"out-{number}"
+        output, whole = self.folder / f"out-{number}", self.undisturbed(scene)
         if scene.earlier:
             shutil.copytree(self._earlier(scene), output)
-        chosen, whole = self.dice.choice(SIGNALS), self.whole[scene.name]
+        chosen = self.dice.choice(SIGNALS)
         running = Running(self.source, output, scene.flags)
         if self.dice.random() < 2 / 3:  # of an overwriting run: old masks stand from the start
             running.sleep(PATIENCE_S, running.has_begun)
@@ -237,7 +238,7 @@ class Campaign:
         self.wrong += [f"{what}: stopped cleanly and left {left}"] * bool(left)
 
     def _compare(self, what: str, output: Path, scene: Scene) -> None:
-        found, expected = _snapshot(output), self.whole[scene.name].files
+        found, expected = _snapshot(output), self.undisturbed(scene).files
         differing = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
         self.wrong += [f"{what}: differing {differing[:20]}"] * bool(differing)
         self._check_tidy(what, output)
@@ -259,19 +260,19 @@ def _snapshot(output: Path) -> dict[str, object]:
     return merged
 
 
-def left_running() -> list[int]:
-    """Processes that runs of ours started, and that live 10 s after the last one."""
+def left_running(folder: Path) -> list[int]:
+    """Processes that runs in this folder started, and that live 10 s after the last one."""
     end = time.monotonic() + 10
-    while (alive := list(_marked())) and time.monotonic() < end:
+    while (alive := list(_marked(folder))) and time.monotonic() < end:
         time.sleep(0.2)
     return alive
 
 
-def _marked() -> list[int]:
-    found = []
+def _marked(folder: Path) -> list[int]:
+    found, mark = [], b"\0" + os.fsencode(f"{MARK}={folder}/")
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
-            if f"\0{MARK}=".encode() in b"\0" + path.read_bytes():
+            if mark in b"\0" + path.read_bytes():
                 found.append(int(path.parent.name))
         except OSError:  # it ended, or is another user's
             continue
@@ -316,7 +317,7 @@ def main() -> int:
     has_own_memory = take_own_shared_memory()
     import_everything()
     campaign = Campaign(words.folder.resolve(), random.Random(words.seed))
-    campaign.prepare()
+    make_images(campaign.source)
     number = 0
     while campaign.counts["kills"] < words.kills and not campaign.wrong[8:]:
         campaign.kill(number, SCENES[number % len(SCENES)])
@@ -326,7 +327,7 @@ def main() -> int:
     for attempt in range(words.at_once):
         campaign.two_at_once(attempt)
         campaign.shards_at_once(attempt)
-    campaign.wrong += [f"process {pid} still runs" for pid in left_running()]
+    campaign.wrong += [f"process {pid} still runs" for pid in left_running(campaign.folder)]
     for name in sorted(os.listdir("/dev/shm")) if has_own_memory else ():
         if name.startswith("sem."):  # 32 bytes, of a process killed before Python had noted them
             campaign.counts["semaphores left"] += 1

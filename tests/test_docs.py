@@ -93,6 +93,7 @@ def test_every_flag_a_document_names_is_one(document: str) -> None:
     for harness in (fuzz, hostile_files, kill_moments):
         flags |= set(harness.make_parser()._option_string_actions)
     others = {"--index-url", "--extra-index-url", "--local-dir", "--version", "--switch"}
+    others |= {"--strict", "--no-deps", "--disable-pip"}  # of pip-audit
     others.add("--no_switch")  # what stands for any of them
     others |= {"--data-dir", "--host"}  # of milvus-lite
     named = set(re.findall(r"(?<![\w-])--[a-z_]+[\w-]*", (ROOT / document).read_text()))

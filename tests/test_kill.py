@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 HARNESS = Path(__file__).parent / "kill_harness.py"
+MOMENTS = Path(__file__).parent / "kill_moments.py"
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,19 @@ def test_a_run_killed_at_any_step_resumes_to_the_same_bytes(
     found = json.loads(done.stdout)
     assert found["wrong"] == []
     assert found["kills"] >= least
+
+
+def test_real_runs_ended_at_random_moments_by_signals_go_on_to_the_same_bytes(
+    tmp_path: Path,
+) -> None:
+    """Two here; `python tests/kill_moments.py FOLDER` ends two hundred."""
+    words = [str(tmp_path), "--kills", "2", "--at_once", "1", "--seed", "5"]
+    done = subprocess.run(
+        [sys.executable, MOMENTS, *words], capture_output=True, text=True, timeout=900
+    )
+    assert done.stdout, done.stderr
+    found = json.loads(done.stdout)
+    assert found["wrong"] == []
+    assert found["kills"] == 2
+    assert found["results compared"] > 800
+    assert found["shards at once"] == 4
