@@ -71,13 +71,15 @@ def _layers_around(mlp: nn.Module, act: nn.Module) -> tuple[Any, Any] | None:
         return None
     calls: list[tuple[Any, Any, Any]] = []
     hooks = [
-        module.register_forward_hook(lambda m, given, out: calls.append((m, given[0], out)))
+        module.register_forward_hook(lambda m, given, out: calls.append((m, given, out)))
         for module in (*linears, act)
     ]
     wide = min(linears, key=lambda item: item.in_features)
     try:
         with torch.no_grad():
             result = mlp(torch.ones(1, 2, wide.in_features, dtype=torch.bfloat16))
+    except (TypeError, RuntimeError):  # it takes other arguments, or other shapes
+        return None
     finally:
         for hook in hooks:
             hook.remove()
@@ -85,13 +87,15 @@ def _layers_around(mlp: nn.Module, act: nn.Module) -> tuple[Any, Any] | None:
     in_turn = [call[0] for call in calls] == [first, act, second]
     if not in_turn or not all(hasattr(item, "packed") for item in linears):
         return None
-    handed_on = calls[0][2] is calls[1][1] and calls[1][2] is calls[2][1] and calls[2][2] is result
+    given = [item for call in calls for item in call[1]] + [result]
+    handed_on = len(given) == 4 and all(
+        out is item for (_, _, out), item in zip(calls, given[1:], strict=True)
+    )
     return (first, second) if handed_on else None
 
 
 @cache
 def _with_silu() -> Any:
-
     base: Any = _scaled()
 
     class LinearWithSiLU(base):  # type: ignore[misc]
