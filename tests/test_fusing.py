@@ -59,12 +59,25 @@ class Reading(ByName):
         return result
 
 
+class Twofold(ByName):
+    """Takes more than tokens."""
+
+    def forward(self, tokens: Tensor, more: Tensor | None = None) -> Tensor:
+        if more is None:
+            raise TypeError("more")
+        return super().forward(tokens) + more
+
+
 def names_of(network: nn.Module) -> list[str]:
     return [type(module).__name__ for module in network.modules()]
 
 
 @needs_onednn
-@pytest.mark.parametrize("made", [lambda: mlp(QuickGELU()), ByName], ids=["clip", "hf"])
+@pytest.mark.parametrize(
+    "made",
+    [lambda: mlp(QuickGELU()), ByName, lambda: mlp(QuickGELU(), nn.Dropout(0.5), nn.Identity())],
+    ids=["clip", "hf", "timm"],
+)
 def test_quick_gelu_is_done_with_the_product_before_it(made: Any) -> None:
     network = made().bfloat16().eval().requires_grad_(False)
     exact = copy.deepcopy(network).float()
@@ -85,6 +98,22 @@ def test_an_mlp_of_another_course_is_left_as_it_is(made: Any) -> None:
     packing.pack(network)
     assert {"LinearWithSiLU", "ScaledLinear", "Passed"}.isdisjoint(names_of(network))
     assert torch.allclose(network(tokens), expected, rtol=0.02, atol=0.02)
+
+
+@needs_onednn
+def test_a_module_that_takes_more_than_tokens_is_left_as_it_is() -> None:
+    network = Twofold().bfloat16().eval()
+    packing.pack(network)
+    assert hasattr(network.fc1, "packed")
+    assert "LinearWithSiLU" not in names_of(network)
+
+
+@pytest.mark.parametrize("name", sorted(fusing._QUICK_GELUS))
+def test_what_is_called_quick_gelu_is_that(name: str) -> None:
+    room, _, kind = name.rpartition(".")
+    values = torch.linspace(-8, 8, 99)
+    found = getattr(importlib.import_module(room), kind)()(values)
+    assert torch.allclose(found, values * torch.sigmoid(1.702 * values))
 
 
 @needs_onednn

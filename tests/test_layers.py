@@ -31,7 +31,7 @@ LAYERS = {
     ],
     "parts": ["encoders.*", "references.*", "stores.*", "sources", "ledger", "journal", "lock"],
     "pipeline": [
-        "decoding", "batching", "runner", "recording", "standing", "resolve", "session", "tasks.*",
+        "decoding", "decode_pool", "batching", "runner", "recording", "standing", "resolve", "session", "tasks.*",
         "certify", "certify_cases", "overhead", "published", "bench.*", "show", "runs",
         "verify", "verify_result", "aside", "status", "replay", "api",
     ],

@@ -18,7 +18,7 @@ from featprep.encoders.openai_clip import import_clip
 from featprep.encoders.openclip import import_open_clip
 from featprep.encoders.tiny import write_tiny
 from featprep.errors import ImageError, UsageError
-from featprep.tasks import scores
+from featprep.tasks import scores, urls
 from featprep.tasks.zero_shot import KEPT_SETS, LabelVectors
 from PIL import Image
 
@@ -174,6 +174,23 @@ def test_a_broken_image_is_named_by_its_position(tiny: Any) -> None:
     with pytest.raises(ImageError) as caught:
         tiny([pictures(1, 80)[0], b"no image"], LABELS)
     assert str(caught.value).startswith("image 1 (8 bytes): ")
+
+
+def test_the_time_limit_is_of_each_address(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, float]] = []
+
+    def fetch(url: str, limits: Any) -> bytes:
+        asked.append((url, limits.timeout_s))
+        raise ImageError("as the test has it", "read")
+
+    monkeypatch.setattr(urls, "fetch", fetch)
+    with pytest.raises(ImageError) as caught:
+        tiny("http://host/a.png", LABELS, timeout=7.5)
+    assert str(caught.value) == "image 0 (http://host/a.png): as the test has it"
+    with pytest.raises(UsageError) as refused:
+        tiny("http://host/a.png", LABELS, timeout=0)
+    assert str(refused.value) == "timeout=0: allowed is a number of seconds, up to 86400"
+    assert asked == [("http://host/a.png", 7.5)]
 
 
 class CountingTower:

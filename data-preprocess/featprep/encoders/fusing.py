@@ -11,7 +11,7 @@ from collections import Counter
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from featprep.encoders import packing
+from featprep.encoders import packed_layers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,8 +51,8 @@ def _fuse_quick_gelu(mlp: nn.Module, act: nn.Module) -> None:
     if layers is None:
         return
     first, second = layers
-    first.packed = packing.reorder(first.packed.to_dense().float().mul_(_SLOPE).bfloat16())
-    second.packed = packing.reorder(second.packed.to_dense().float().div_(_SLOPE).bfloat16())
+    first.packed = packed_layers.reorder(first.packed.to_dense().float().mul_(_SLOPE).bfloat16())
+    second.packed = packed_layers.reorder(second.packed.to_dense().float().div_(_SLOPE).bfloat16())
     if first.bias is not None:
         first.bias.data = first.bias.data.float().mul_(_SLOPE).to(first.bias.dtype)
     first.__class__, second.__class__ = _with_silu(), _scaled()
@@ -65,17 +65,21 @@ def _layers_around(mlp: nn.Module, act: nn.Module) -> tuple[Any, Any] | None:
     import torch
 
     linears: list[Any] = [child for child in mlp.children() if hasattr(child, "packed")]
-    if len(linears) != 2 or any(type(item) is not packing.packed_linear() for item in linears):
+    if len(linears) != 2 or any(
+        type(item) is not packed_layers.packed_linear() for item in linears
+    ):
         return None
     calls: list[tuple[Any, Any, Any]] = []
     hooks = [
-        module.register_forward_hook(lambda m, given, out: calls.append((m, given[0], out)))
+        module.register_forward_hook(lambda m, given, out: calls.append((m, given, out)))
         for module in (*linears, act)
     ]
     wide = min(linears, key=lambda item: item.in_features)
     try:
         with torch.no_grad():
             result = mlp(torch.ones(1, 2, wide.in_features, dtype=torch.bfloat16))
+    except (TypeError, RuntimeError):  # it takes other arguments, or other shapes
+        return None
     finally:
         for hook in hooks:
             hook.remove()
@@ -83,27 +87,29 @@ def _layers_around(mlp: nn.Module, act: nn.Module) -> tuple[Any, Any] | None:
     in_turn = [call[0] for call in calls] == [first, act, second]
     if not in_turn or not all(hasattr(item, "packed") for item in linears):
         return None
-    handed_on = calls[0][2] is calls[1][1] and calls[1][2] is calls[2][1] and calls[2][2] is result
+    given = [item for call in calls for item in call[1]] + [result]
+    handed_on = len(given) == 4 and all(
+        out is item for (_, _, out), item in zip(calls, given[1:], strict=True)
+    )
     return (first, second) if handed_on else None
 
 
 @cache
 def _with_silu() -> Any:
-
     base: Any = _scaled()
 
     class LinearWithSiLU(base):  # type: ignore[misc]
         def forward(self, input: Tensor) -> Tensor:
             if input.is_meta:
                 return input.new_empty(*input.shape[:-1], self.out_features)
-            return packing.product(input, self.packed, self.bias, "swish")
+            return packed_layers.product(input, self.packed, self.bias, "swish")
 
     return LinearWithSiLU
 
 
 @cache
 def _scaled() -> Any:
-    base: Any = packing.packed_linear()
+    base: Any = packed_layers.packed_linear()
 
     class ScaledLinear(base):  # type: ignore[misc]
         @property

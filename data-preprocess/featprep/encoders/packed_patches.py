@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from featprep.encoders import packing
+from featprep.encoders import packed_layers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,9 +22,13 @@ def pack(network: nn.Module) -> None:
     from torch import nn
 
     for module in network.modules():
-        if type(module) is nn.Conv2d and packing.is_ours(module.weight) and _is_of_patches(module):
+        if (
+            type(module) is nn.Conv2d
+            and packed_layers.is_ours(module.weight)
+            and _is_of_patches(module)
+        ):
             packed: Any = module
-            packed.packed = packing.reorder(module.weight.flatten(1))
+            packed.packed = packed_layers.reorder(module.weight.flatten(1))
             packed.__class__ = _packed_class()
 
 
@@ -50,7 +54,7 @@ def _packed_class() -> Any:
             whole = input[:, :, : rows * height, : columns * width]
             patches = whole.reshape(batch, channels, rows, height, columns, width)
             flat = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
-            cells = packing.product(flat, self.packed, self.bias)
+            cells = packed_layers.product(flat, self.packed, self.bias)
             return cells.view(batch, rows, columns, -1).permute(0, 3, 1, 2)
 
     return PackedPatches
