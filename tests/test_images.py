@@ -286,6 +286,14 @@ def test_a_truncated_photo_is_said_to_be_truncated() -> None:
     assert str(caught.value) == "JPEG is truncated: the file ends before the image does"
 
 
+def test_a_chunk_that_claims_gigabytes_gets_no_more_memory_than_it_holds() -> None:
+    values = RNG.integers(0, 65536, (9, 7, 3), dtype=np.uint16)
+    data = bytearray(png(values))
+    at = data.index(b"IDAT") - 4
+    data[at : at + 4] = b"\xff\0\0\xe5"  # the last chunk, of 4.3 GB: Pillow reads what is there
+    assert np.array_equal(decode(bytes(data)).rgb, decode(png(values)).rgb)
+
+
 def test_too_many_pixels_are_refused_before_any_is_decoded() -> None:
     header = struct.pack(">IIBBBBB", 30_000, 20_000, 8, 2, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")

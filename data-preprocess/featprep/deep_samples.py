@@ -217,13 +217,14 @@ def _png_colour(data: bytes) -> Samples:
 
 
 def _png_chunks(data: bytes) -> Iterator[bytes]:
-    """With new checksums: Pillow, which has decoded the data, overlooks wrong ones, libpng not."""
+    """With new checksums and lengths: Pillow, which has decoded the data, overlooks wrong ones;
+    libpng does not, and OpenCV takes as much memory as a chunk claims to be long, up to 4 GB."""
     at = 8
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
         if data[at + 4 : at + 8] in PNG_PIXELS:
             body = data[at + 4 : at + 8 + length]
-            yield data[at : at + 4] + body + struct.pack(">I", zlib.crc32(body))
+            yield struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
         at += 12 + length
 
 
