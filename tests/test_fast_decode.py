@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from fakes import FakeEncoder, fake_session
 from featprep import api, images
+from featprep.commands import status
 from featprep.decoding import DecodeRules, prepare, prepare_bytes, prepare_job
 from featprep.fast_decoding import reduction_for
 from featprep.geometry import Geometry
@@ -176,6 +177,7 @@ def test_several_networks_see_what_each_would_see_alone(
 
 def test_a_run_records_the_switch_and_each_images_scale_and_shows_what_was_seen(
     bench: Bench,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8)
     bench.input.joinpath("large.jpg").write_bytes(_jpeg(noise))
@@ -193,6 +195,8 @@ def test_a_run_records_the_switch_and_each_images_scale_and_shows_what_was_seen(
     assert said["large"]["geometry"]["source_size"] == [400, 600]
     run = Run(bench.output)
     assert run.fingerprint["fast_decode"] is True
+    assert status.main([str(bench.output)]) == 0
+    assert "mask any  compute float32  storage float32  fast_decode\n" in capsys.readouterr().out
     assert np.array_equal(network_pixels(run, "large"), seen[1])
 
 
