@@ -31,7 +31,8 @@ LAYERS = {
     ],
     "parts": ["encoders.*", "references.*", "stores.*", "sources", "ledger", "journal", "lock"],
     "pipeline": [
-        "decoding", "decode_pool", "batching", "runner", "recording", "standing", "resolve", "session", "tasks.*",
+        "decoding", "decode_pool", "batching", "runner", "recording", "standing", "resolve",
+        "session", "tasks.*",
         "certify", "certify_cases", "overhead", "published", "bench.*", "show", "runs",
         "verify", "verify_result", "aside", "status", "replay", "api",
     ],
