@@ -5,10 +5,10 @@
 Runs `featprep encode` over hard links of a small image, `--folder` of them a directory, with the
 encoder that the tests have (mean colours, computed at once), so that listing, records, files and
 queues are all that is measured. Per number of images: the whole run; then, with one image's result
-removed again, a resume over all the others. `to first batch`: from the command to the first batch
+removed again, a resume over all the others. `first batch`: from the command to the first batch
 encoded, as far as images decide it (the encoder is there at once), by the clock and in processor
-time of the main process. `core-ms each`: processor time of all processes, an image. 100,000 images
-take 1 GB and some minutes.
+time of the main thread, which does that work. `core-ms each`: processor time of all processes, an
+image. 100,000 images take 1 GB and some minutes.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def child(source: str, output: str, began: float) -> dict[str, Any]:
 
     def note(pixels: object) -> None:
         if not first:
-            first.extend((time.monotonic(), time.process_time()))
+            first.extend((time.monotonic(), time.thread_time()))
 
     encoder.before = note
     setattr(encode_run, "open_session", fake_session(encoder))  # noqa: B010

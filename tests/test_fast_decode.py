@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from featprep import images
+from fakes import FakeEncoder, fake_session
+from featprep import api, images
+from featprep.commands import status
 from featprep.decoding import DecodeRules, prepare, prepare_bytes, prepare_job
 from featprep.fast_decoding import reduction_for
 from featprep.geometry import Geometry
@@ -175,6 +177,7 @@ def test_several_networks_see_what_each_would_see_alone(
 
 def test_a_run_records_the_switch_and_each_images_scale_and_shows_what_was_seen(
     bench: Bench,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8)
     bench.input.joinpath("large.jpg").write_bytes(_jpeg(noise))
@@ -192,7 +195,25 @@ def test_a_run_records_the_switch_and_each_images_scale_and_shows_what_was_seen(
     assert said["large"]["geometry"]["source_size"] == [400, 600]
     run = Run(bench.output)
     assert run.fingerprint["fast_decode"] is True
+    assert status.main([str(bench.output)]) == 0
+    assert "mask any  compute float32  storage float32  fast_decode\n" in capsys.readouterr().out
     assert np.array_equal(network_pixels(run, "large"), seen[1])
+
+
+def test_from_python_paths_and_bytes_come_smaller_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "open_session", fake_session(FakeEncoder()))
+    api._session.cache_clear()
+    path = tmp_path / "a.jpg"
+    path.write_bytes(_jpeg(np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8)))
+    whole, fast = (
+        api.encode([path, path.read_bytes()], model="clip:tiny", size=32, fast_decode=switch).map
+        for switch in (False, True)
+    )
+    api._session.cache_clear()
+    assert np.array_equal(fast[0], fast[1])
+    assert 0 < np.abs(fast - whole).max() < 2  # means of 64 pixels each
 
 
 def test_an_output_is_of_one_way_to_decode(bench: Bench) -> None:  # noqa: F811

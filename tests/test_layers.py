@@ -32,8 +32,8 @@ LAYERS = {
     "parts": ["encoders.*", "references.*", "stores.*", "sources", "ledger", "journal", "lock"],
     "pipeline": [
         "decoding", "decode_pool", "batching", "runner", "recording", "standing", "resolve",
-        "session", "tasks.*", "certify", "certify_cases", "overhead", "published", "bench.*",
-        "show", "runs",
+        "session", "tasks.*",
+        "certify", "certify_cases", "overhead", "published", "bench.*", "show", "runs",
         "verify", "verify_result", "aside", "status", "replay", "api",
     ],
     "commands": ["commands.*"],

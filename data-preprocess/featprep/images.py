@@ -4,11 +4,12 @@ What a file is, its bytes decide (image_kinds): each kind has one Pillow decoder
 class, so that no other (PostScript and the like) is ever reached, whatever a program has registered
 with Pillow. MPO is read as the JPEG it begins with; of several frames the first is taken.
 
-Pillow reads everything, since it is the reference for pixels and refuses truncated files. OpenCV
-reads what Pillow would cut to 8 bits: deep_samples says what, and why. On 8-bit JPEG, PNG, WebP and
-AVIF without alpha the two agree bit for bit on all our test material; in BMP of 16 bits a pixel,
-CMYK and animations they do not, so there OpenCV would be wrong, and elsewhere it is not needed. ICC
-profiles are ignored, CMYK is as Pillow converts it.
+Pillow reads everything, since it is the reference for pixels, refuses truncated files, and no other
+decoder is faster once its pixels are a PIL image (docs/speed.md). OpenCV reads what Pillow would
+cut to 8 bits: deep_samples says what, and why. On 8-bit JPEG, PNG, WebP and AVIF without alpha the
+two agree bit for bit on all our test material; in BMP of 16 bits a pixel, CMYK and animations they
+do not, so there OpenCV would be wrong, and elsewhere it is not needed. ICC profiles are ignored,
+CMYK is as Pillow converts it.
 
 Sizes are checked between the header and the first pixel. A decoder's class, unlike Image.open, does
 not ask Pillow's own bomb limit (179 million, below ours); the three that ask it by themselves get a

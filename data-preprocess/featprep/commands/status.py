@@ -77,8 +77,8 @@ def _settings_text(fingerprint: dict[str, Any]) -> str:
         for name in _SETTINGS
         if fingerprint.get(name) is not None
     ]
-    taken = [name for name in ("prefix", "pooled", "masked_pool") if fingerprint.get(name)]
-    return "  ".join([*texts, *taken])
+    switches = ("prefix", "pooled", "masked_pool", "fast_decode")
+    return "  ".join([*texts, *(name for name in switches if fingerprint.get(name))])
 
 
 def _value(value: Any) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from featprep.encoders.base import EncoderSpec, Facet, LoadOptions, Want, predict_grid
-from featprep.encoders.positions import Grid, PositionCache, resample
+from featprep.encoders.positions import Grid, PositionCache, call_with, resample
 from featprep.encoders.torch_encoder import Taken, TorchEncoder, place
 from featprep.encoders.wants import is_normed
 from featprep.encoders.weights import Found, one_line
@@ -111,15 +111,15 @@ class ModuleEncoder(TorchEncoder):
         return {layer: (item.shape[2], item.shape[3]) for layer, item in maps.items()}
 
     def _take(self, pixels: Tensor, want: Want) -> Taken:
-        from torch.func import functional_call
-
         height, width = pixels.shape[-2:]
-        swapped = {}
-        if self._name is not None:
-            swapped[self._name] = self._positions.at(self.grid(height, width))
         normed = frozenset(layer for layer in want.layers if is_normed(self.spec, want, layer))
         ask = Ask(want.layers, normed, want.facet, want.pooled)
-        given: Given = functional_call(self.network, swapped, (pixels, ask))
+        given: Given
+        if self._name is None:
+            given = self.network(pixels, ask)
+        else:
+            positions = self._positions.at(self.grid(height, width))
+            given = call_with(self.network, self._name, positions, pixels, ask)
         for layer, item in given.maps.items():
             if item.shape[-2:] != self.grid(height, width, layer):
                 raise AssertionError(f"{self.spec.name}: layer {layer} of {tuple(item.shape)}")

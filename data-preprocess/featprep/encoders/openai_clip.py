@@ -15,7 +15,7 @@ from featprep.encoders.block_encoder import BlockEncoder
 from featprep.encoders.clip_precision import cast
 from featprep.encoders.openai_clip_cards import KNOWN, MEAN, STD, spec_of
 from featprep.encoders.openai_clip_resnet import OpenAIResNetEncoder
-from featprep.encoders.positions import Grid, PositionCache, of_square
+from featprep.encoders.positions import Grid, PositionCache, call_with, of_square
 from featprep.encoders.torch_encoder import TorchEncoder, place
 from featprep.encoders.weights import Found
 from featprep.errors import UsageError, WeightsError
@@ -136,15 +136,11 @@ class OpenAIClipEncoder(BlockEncoder):
 
     def _run(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(the image embedding, CLS after the last norm, which it is the projection of)."""
-        from torch.func import functional_call
-
-        grid = self.grid(*pixels.shape[-2:])
-        positions = self._positions.at(grid)
-        swapped = {"positional_embedding": positions}
+        positions = self._positions.at(self.grid(*pixels.shape[-2:]))
         normed: list[Tensor] = []
         handle = self.visual.ln_post.register_forward_hook(lambda _m, _i, out: normed.append(out))
         try:
-            image: Tensor = functional_call(self.visual, swapped, (pixels,))
+            image: Tensor = call_with(self.visual, "positional_embedding", positions, pixels)
         finally:
             handle.remove()
         return image, normed[0]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from featprep.encoders.base import EncoderSpec, LoadOptions, Want
 from featprep.encoders.clip_precision import cast
-from featprep.encoders.positions import Grid, PositionCache, of_square
+from featprep.encoders.positions import Grid, PositionCache, call_with, of_square
 from featprep.encoders.taps import run_and_take
 from featprep.encoders.torch_encoder import Taken, TorchEncoder, place
 from featprep.encoders.weights import Found
@@ -62,9 +62,7 @@ class OpenAIResNetEncoder(TorchEncoder):
 
     def _pool(self, cells: Tensor) -> Tensor:
         """What encode_image gives, (B, D), of (B, C, rows, columns)."""
-        from torch.func import functional_call
-
         rows, columns = cells.shape[-2:]
         positions = self._positions.at((rows, columns))
-        image: Tensor = functional_call(self.pool, {"positional_embedding": positions}, (cells,))
+        image: Tensor = call_with(self.pool, "positional_embedding", positions, cells)
         return image

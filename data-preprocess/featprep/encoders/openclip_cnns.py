@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from featprep.encoders.base import Want
 from featprep.encoders.openclip_base import Tower, through_head
 from featprep.encoders.openclip_shapes import Shape
-from featprep.encoders.positions import Grid, PositionCache, of_square
+from featprep.encoders.positions import Grid, PositionCache, call_with, of_square
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -91,15 +91,13 @@ class OwnResNet(ConvTower):
         return [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
 
     def run(self, pixels: Tensor, want: Want) -> Tensor | None:
-        from torch.func import functional_call
-
         last = self.shape.depth - 1 if want.pooled else max(want.layers)
         cells, pool = self.intermediates(pixels, last), self.visual.attnpool
         if not want.pooled:
             return None
         rows, columns = cells.shape[-2:]
         positions = self._positions.at((rows, columns))
-        pooled: Tensor = functional_call(pool, {"positional_embedding": positions}, (cells,))
+        pooled: Tensor = call_with(pool, "positional_embedding", positions, cells)
         return pooled
 
     def project(self, tokens: Tensor) -> Tensor:
