@@ -199,11 +199,10 @@ def test_without_bfloat16_in_onednn_nothing_is_packed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packing.is_possible.cache_clear()
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    try:
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.backends.mkldnn, "is_available", lambda: False)
         encoder = load(ModelName("hf", "test", str(write_tiny("hf", tmp_path))))
-    finally:
-        packing.is_possible.cache_clear()
+    packing.is_possible.cache_clear()
     assert packed_layers(encoder) == []
     exact = load(ModelName("hf", "test", str(tmp_path)), "float32")
     pixels, want = questions(encoder)[0]
