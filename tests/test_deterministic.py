@@ -88,6 +88,7 @@ def test_order_neighbours_and_a_cut_change_no_byte(
     assert len(whole) == 33
     with monkeypatch.context() as patched:
         cut_at(patched, 3)
+        patched.setattr(devices, "choose_hands", lambda *_: devices.ONE_HAND)  # a is in the first
         assert encode(folder, "cut", *flags) == 4
     assert len(results(folder, "cut")) == 6
     (folder / "in/a.png").rename(folder / "in/z.png")  # other neighbours for the rest
@@ -112,13 +113,13 @@ def test_threads_and_batch_size_are_the_outputs_and_not_the_hours(
 ) -> None:
     monkeypatch.setattr(encode_run, "DecodePool", InlinePool)
     seen: list[tuple[int, bool]] = []
-    real = TorchEncoder.normalise
+    real = TorchEncoder._normalised
 
-    def normalise(self: TorchEncoder, pixels: np.ndarray) -> torch.Tensor:
+    def normalise(self: TorchEncoder, pixels: torch.Tensor) -> torch.Tensor:
         seen.append((torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()))
         return real(self, pixels)
 
-    monkeypatch.setattr(TorchEncoder, "normalise", normalise)
+    monkeypatch.setattr(TorchEncoder, "_normalised", normalise)
     flags = ("--model", "clip:tiny", "--deterministic", "--batch_size")
     before = torch.get_num_threads()
     try:
@@ -146,13 +147,13 @@ def test_the_cores_of_the_machine_change_no_byte(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encode_run, "DecodePool", InlinePool)
-    real, seen = TorchEncoder.normalise, set[int]()
+    real, seen = TorchEncoder._normalised, set[int]()
 
-    def normalise(self: TorchEncoder, pixels: np.ndarray) -> torch.Tensor:
+    def normalise(self: TorchEncoder, pixels: torch.Tensor) -> torch.Tensor:
         seen.add(torch.get_num_threads())
         return real(self, pixels)
 
-    monkeypatch.setattr(TorchEncoder, "normalise", normalise)
+    monkeypatch.setattr(TorchEncoder, "_normalised", normalise)
     before = torch.get_num_threads()
     try:
         for cores in (1, 3):

@@ -71,7 +71,9 @@ def test_a_resume_opens_no_image_that_is_done(
     assert bench.run("--size", "32", "--quiet") == 0
     opened: list[str] = []
     read = decoding._read
-    monkeypatch.setattr(decoding, "_read", lambda ref: opened.append(ref.key) or read(ref))
+    monkeypatch.setattr(
+        decoding, "_read", lambda ref, most: opened.append(ref.key) or read(ref, most)
+    )
     _links(bench.input, 100, 101)
     assert bench.run("--size", "32", "--quiet") == 0
     assert opened == ["0002/00100"]

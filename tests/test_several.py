@@ -36,9 +36,9 @@ def _decoded(two: Bench) -> list[str]:
     names: list[str] = []
     real = decoding._read
 
-    def read(ref):  # noqa: ANN001, ANN202
+    def read(ref, most):  # noqa: ANN001, ANN202
         names.append(ref.key)
-        return real(ref)
+        return real(ref, most)
 
     two.monkeypatch.setattr(decoding, "_read", read)
     return names

@@ -363,7 +363,7 @@ def test_a_name_too_long_is_that_images_failure(store: NpyTreeStore, tmp_path: P
 @pytest.mark.parametrize(
     ("foreign", "reason"),
     [
-        ("a", "b_mask.npy cannot be written: File exists"),
+        ("a", "b_mask.npy cannot be written: Not a directory"),
         ("a/b.npy/", "b.npy cannot be written: Is a directory"),
         ("a/b_mask.npy/", "b_mask.npy cannot be written: Is a directory"),
     ],
@@ -501,7 +501,7 @@ def test_write_whole_translates_what_the_system_says(tmp_path: Path) -> None:
     with pytest.raises(OutputError) as caught:
         write_whole(f"{tmp_path}/file/x.json", [b"{}"])
     assert str(caught.value) == (
-        f"cannot write {tmp_path}/file/x.json: File exists. Free space or mend the folder's "
+        f"cannot write {tmp_path}/file/x.json: Not a directory. Free space or mend the folder's "
         "permissions; the same command goes on from here"
     )
 

@@ -97,5 +97,5 @@ def test_a_task_or_setting_that_there_is_not_is_refused() -> None:
     assert str(caught.value) == (
         "image-feature-extraction has no setting 'devise'. Did you mean device? There are: size, "
         "resize, max_tokens, background, pos_embed, device, fp16, precision, batch_size, "
-        "max_pixels, trust_weights, quick_gelu"
+        "max_pixels, allow_truncated, trust_weights, quick_gelu"
     )
