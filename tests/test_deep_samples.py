@@ -286,6 +286,15 @@ def test_a_tag_that_should_be_a_number_is_shown_safely() -> None:
     assert "\\x1b[2" in str(caught.value)
 
 
+def test_a_tag_of_hundreds_of_numbers_is_not_told_whole() -> None:
+    with pytest.raises(ImageError) as caught:
+        decode(tiff(noise(4, 4, 3), {258: list(range(10000, 10300))}))
+    assert str(caught.value) == (
+        f"TIFF with 3 channels of {'/'.join(map(str, range(10000, 10010)))}/… bits and photometric "
+        "interpretation 2: not read; convert it to PNG"
+    )
+
+
 def test_opencv_prints_nothing_about_a_damaged_file(capfd: pytest.CaptureFixture[str]) -> None:
     data = bytearray(tiff(noise(20, 20, 3, dtype="float32"), {259: [5]}))
     data[-2000:] = b"\x55" * 2000

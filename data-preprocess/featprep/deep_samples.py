@@ -71,6 +71,8 @@ JPEG = 7
 ASSOCIATED = 1
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 
+_MOST_TOLD = 60  # characters of a tag in a message
+
 
 def samples_of(image: Image.Image, data: bytes, orientation: int) -> Samples | None:
     """The numbers of an image that Pillow has loaded; None where its 8-bit mode tells everything.
@@ -114,8 +116,9 @@ def tiff_mode(tags: Tags, mode: str = "") -> str:
 
 
 def _told(values: Iterable[Any]) -> str:
-    """A tag's numbers, which in a damaged file may be text."""
-    return printable("/".join(sorted(map(str, values))))
+    """A tag's numbers, which in a damaged file may be text, or hundreds."""
+    text = printable("/".join(sorted(map(str, values))))
+    return text if len(text) <= _MOST_TOLD else text[:_MOST_TOLD] + "…"
 
 
 def tiff_samples(data: bytes, tags: Tags, orientation: int) -> Samples:
