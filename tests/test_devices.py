@@ -152,6 +152,16 @@ def test_the_batch_of_windows_follows_the_window_and_the_maps_the_host_holds(mac
     assert choose("cuda:0", LARGE, window, None) == (8, own)
 
 
+def test_several_devices_are_for_encode_alone(machine: Any) -> None:
+    machine(gpus=1)
+    with pytest.raises(UsageError) as caught:
+        devices.choose_device("cuda:0,cuda:0")
+    assert str(caught.value) == (
+        "--device cuda:0,cuda:0: this works on one device; allowed is auto, cuda:0 or cpu "
+        "(featprep encode takes several)"
+    )
+
+
 def test_workers_leave_a_core_to_the_encoder(machine: Any) -> None:
     assert devices.choose_workers() == (11, "12 cores, one for the encoder")
     assert devices.choose_workers(cores=1) == (1, "1 core, one for the encoder")

@@ -70,7 +70,7 @@ def test_a_device_named_twice_has_two_processes_with_names_of_their_own() -> Non
         ({"device": "cuda:0,"}, "--device cuda:0,: name each, as in --device cuda:0,cuda:1"),
         (
             {"device": "cpu,cpu", "limit": 3},
-            "--limit is of one device: drop it, or name one --device",
+            "--limit works with one --device only: drop it, or name one device",
         ),
     ],
 )

@@ -196,7 +196,7 @@ class EncodeConfig:
         None, kinds.shard(), "only the I-th of N disjoint parts, for job arrays", "all"
     )
     limit: int | None = _setting(
-        None, kinds.count(1, example=100), "only the first N images", "all"
+        None, kinds.count(1, example=100), "only the first N images, on one device", "all"
     )
     trust_weights: bool = _setting(
         False, kinds.switch(), "open a TorchScript archive that OpenAI did not publish"

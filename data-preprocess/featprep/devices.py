@@ -51,6 +51,11 @@ class Precision:
 def choose_device(asked: str) -> tuple[str, str]:
     """(device as torch spells it, reason), of auto, cpu, cuda, gpu, cuda:N, mps, or a refusal."""
     there = available_devices()
+    if "," in asked:
+        raise UsageError(
+            f"--device {asked}: this works on one device; allowed is "
+            f"{', '.join(['auto', *there[:-1]])} or cpu (featprep encode takes several)"
+        )
     if asked == "auto":
         return there[0], "auto: " + ("the first there is" if there[0] != "cpu" else "no GPU found")
     wanted = {"gpu": "cuda:0", "cuda": "cuda:0"}.get(asked, asked)

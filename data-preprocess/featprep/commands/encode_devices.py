@@ -45,7 +45,7 @@ def run(config: EncodeConfig, family: str) -> int:
     if "" in names or "auto" in names:
         raise UsageError(f"--device {config.device}: name each, as in --device cuda:0,cuda:1")
     if config.limit is not None:
-        raise UsageError("--limit is of one device: drop it, or name one --device")
+        raise UsageError("--limit works with one --device only: drop it, or name one device")
     open_parts(config, family)  # every refusal that needs no weights, said once
     with tempfile.TemporaryDirectory(prefix="featprep-") as folder:
         runs = [

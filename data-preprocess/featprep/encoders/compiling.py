@@ -7,6 +7,7 @@ architecture.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ def compile_blocks(network: nn.Module, want: Want) -> int:
     """
     import torch
 
+    # It warns of a machine without CUDA, at every compilation for a CPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     compiled = 0
     for blocks in _stacks(network):
         heard: set[int] = set()
