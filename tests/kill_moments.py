@@ -180,8 +180,8 @@ class Campaign:
             self.counts[f"by {chosen.name}"] += 1
             self.counts["while it wrote" if begun else "before it wrote"] += 1
         self.counts["kills" if not is_over else "ended before the moment"] += 1
-        # 3: one image is broken, and the run was through
-        ends = (-chosen,) if chosen == signal.SIGKILL else (-chosen, 128 + chosen, 3)
+        # 3: one image is broken, and the run was through when the signal came
+        ends = (-chosen, 3) if chosen == signal.SIGKILL else (-chosen, 128 + chosen, 3)
         code = self._check(what, running, (3,) if is_over else ends)
         if code == 128 + chosen:
             self.counts["stopped cleanly"] += 1

@@ -110,14 +110,15 @@ def test_a_signal_to_the_parent_stops_every_process_cleanly(tmp_path: Path) -> N
     words = ["--input", str(source), "--output", str(output), "--model", "hf:tiny", "--size", "224"]
     run = _featprep("encode", *words, "--device", "cpu,cpu")
     deadline = time.monotonic() + 200
-    while len(list(output.glob("*_mask.npy"))) < 20 and time.monotonic() < deadline:
+    begun = [output / ".featprep" / f"results-{shard}-of-2.jsonl" for shard in (1, 2)]
+    while not all(path.exists() for path in begun) and time.monotonic() < deadline:
         time.sleep(0.05)
     run.send_signal(signal.SIGINT)
     said = run.communicate(timeout=120)[1]
     assert run.returncode == 130
     assert said.count("stopping   finishing what is in flight") == 2
     assert said.count("the same command goes on from here") == 2
-    assert 20 <= len(_maps(output)) // 2 < 400
+    assert 0 < len(_maps(output)) // 2 < 400
     assert not list(output.rglob("*.tmp"))
 
 

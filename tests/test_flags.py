@@ -156,4 +156,4 @@ def test_help_names_every_setting_with_what_is_allowed_and_the_default(
         shown = f"--{name}" if name in SWITCHES else f"--{name} {name.upper()}"
         allowed = "" if name in SWITCHES else f": {item.metadata['kind'].allowed}".replace("`", "")
         assert f"{shown} {item.metadata['help']}{allowed}" in text
-    assert "the first N images: a whole number from 1 up (default: all)" in text
+    assert "the first N images, on one device: a whole number from 1 up (default: all)" in text

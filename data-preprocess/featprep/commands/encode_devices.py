@@ -112,6 +112,8 @@ def _work(config: EncodeConfig, family: str, title: str, parent: int, cores: int
     except FeatprepError as error:
         say("error", printable(str(error)))
         code = error.exit_code
+    except KeyboardInterrupt:  # before the run listens to signals
+        code = 128 + signal.SIGINT
     raise SystemExit(code)
 
 
