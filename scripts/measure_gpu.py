@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -49,8 +50,7 @@ def gemm_rate(device: str, compute: ComputeDtype, side: int = 8192) -> float:
     return 2 * side**3 / seconds / 1e12
 
 
-def _seconds(call: object, device: str, times: int) -> float:
-    assert callable(call)
+def _seconds(call: Callable[[], object], device: str, times: int) -> float:
     for phase in (3, times):
         _wait(device)
         began = time.perf_counter()

@@ -6,6 +6,7 @@ torch.compile runs here with a backend that compiles nothing, so that no test wa
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from featprep import devices, encoders
+from featprep.commands import encode
 from featprep.encoders import compiling
 from featprep.encoders.base import LoadOptions, Want
 from featprep.encoders.thread_copies import share
-from featprep.errors import UsageError
-from test_encode_run import Bench, bench  # noqa: F401
+from featprep.encoders.tiny import TINY
+from featprep.errors import FingerprintError, UsageError
+from PIL import Image
 from torch import nn
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 3, 224, 224), np.uint8)
@@ -144,18 +147,40 @@ def test_images_of_their_own_sizes_cannot_be_compiled() -> None:
     )
 
 
-def test_what_auto_came_to_is_recorded_and_holds_for_the_output(
-    bench: Bench,  # noqa: F811
-    tmp_path: Path,
+def test_a_run_compiles_says_so_and_so_do_later_ones_of_its_output(
+    calls: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import json
+    words = ["--model", "hf:tiny", "--size", "28", "--deterministic", "--batch_size", "1"]
+    words += [f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}"]
+    (tmp_path / "in").mkdir()
+    for name, flags, reason in (
+        ("a", ["--compile", "on"], "--compile on"),
+        ("b", [], "as this output's run began"),
+    ):
+        Image.new("RGB", (28, 28)).save(tmp_path / f"in/{name}.png")
+        assert encode.main([*words, *flags]) == 0
+        assert f", compiled ({reason})\n" in capsys.readouterr().err
+        assert (tmp_path / f"out/{name}.npy").exists()
+    assert len(calls) == 2 * TINY["hf"].depth
+    run = json.loads((tmp_path / "out/.featprep/run.json").read_text())
+    assert run["about"]["compile"] is True
+    assert run["fingerprint"]["compile"] is True  # the last bits are those of a compiled network
+    with pytest.raises(FingerprintError) as caught:
+        encode.main([*words, "--compile", "off"])
+    assert str(caught.value).endswith(
+        " holds features of other settings: --compile on there, --compile off asked. Nothing was "
+        "touched: to go on with what is there give --compile on, else use another --output, or "
+        "--overwrite to replace them"
+    )
 
-    from featprep.commands.encode_parts import decided_before
-    from featprep.config import EncodeConfig
 
-    bench.image("a.png")
-    assert bench.run("--size", "32") == 0
-    run = json.loads((bench.output / ".featprep" / "run.json").read_text())
+def test_auto_is_recorded_where_it_compiles_nothing(
+    calls: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (28, 28)).save(tmp_path / "a.png")
+    words = [f"--input={tmp_path}", f"--output={tmp_path / 'out'}", "--model=hf:tiny", "--size=28"]
+    assert encode.main(words) == 0
+    assert "compiled" not in capsys.readouterr().err
+    assert calls == []
+    run = json.loads((tmp_path / "out/.featprep/run.json").read_text())
     assert run["about"]["compile"] is False
-    config = EncodeConfig(input=str(bench.input), output=str(bench.output), model="clip:tiny")
-    assert decided_before(config).compiled is False

@@ -616,6 +616,22 @@ def test_plan_refuses_what_the_run_would_refuse_and_counts_changed_images(bench:
     ]
 
 
+def test_a_plan_says_that_overwriting_removes_all_results_of_other_settings(bench: Bench) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        bench.image(name)
+    assert bench.run("--size", "32") == 0
+    again = ("--size", "32", "--overwrite", "--limit", "1")
+    other = ("--size", "64", "--overwrite", "--limit", "1")
+    assert bench.run(*again, "--plan") == 0
+    assert "to remove" not in bench.said
+    assert bench.run(*other, "--plan") == 0
+    assert "to remove   3 results of other settings: all that there are\n" in bench.said
+    assert len(bench.lines("results-all.jsonl")) == 3
+    assert bench.run(*other) == 0
+    assert "remove   3 results of other settings in" in bench.said
+    assert [path.name for path in sorted(bench.output.glob("*.npy"))] == ["a.npy", "a_mask.npy"]
+
+
 def test_a_result_cut_short_since_is_planned_and_made_again(bench: Bench) -> None:
     for name in ("a.png", "b.png"):
         bench.image(name)

@@ -175,6 +175,21 @@ def test_several_networks_see_what_each_would_see_alone(
         assert np.array_equal(one.pixels, other.pixels)
 
 
+def test_of_a_truncated_file_every_scale_is_what_there_is_of_it(tmp_path: Path) -> None:
+    whole = _jpeg(np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8))
+    path = tmp_path / "a.jpg"
+    path.write_bytes(whole[: len(whole) * 3 // 4])
+    rules = [
+        DecodeRules(
+            Geometry("crop", (side, side), 8, (side // 8,) * 2), fast=True, allow_truncated=True
+        )
+        for side in (16, 160)
+    ]
+    outcomes = prepare_job(ImageRef("a", "a.jpg", str(path), 0, 0), rules)
+    assert [one.meta["decode_scale"] for one in outcomes if isinstance(one, Prepared)] == [0.125, 1]
+    assert all(images.CUT_SHORT in one.meta["notes"] for one in outcomes)  # type: ignore[union-attr]
+
+
 def test_a_run_records_the_switch_and_each_images_scale_and_shows_what_was_seen(
     bench: Bench,  # noqa: F811
     capsys: pytest.CaptureFixture[str],

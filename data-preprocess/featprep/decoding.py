@@ -52,7 +52,7 @@ def prepare_job(ref: ImageRef, rules: Sequence[DecodeRules]) -> tuple[Outcome, .
     except MemoryError:
         return (_no_memory(ref),) * len(rules)
     sha256, drawn = hashlib.sha256(data).hexdigest(), Drawn()
-    pictures = Pictures(picture, data, rules[0].max_pixels)
+    pictures = Pictures(picture, lambda reduction: _decode_image(data, rules[0], reduction))
     outcomes = [_place(pictures, alpha, ref, each.geometry, sha256, drawn) for each in rules]
     decoded = time.perf_counter()
     for i, outcome in enumerate(outcomes):
@@ -68,13 +68,17 @@ def prepare_bytes(data: bytes, ref: ImageRef, rules: DecodeRules) -> Prepared:
 
 
 def _decode(data: bytes, ref: ImageRef, rules: DecodeRules) -> tuple[Picture, AnyArray | None]:
-    picture = images.decode(
+    picture = _decode_image(data, rules, reduction_for(rules.geometry) if rules.fast else None)
+    return picture, picture.alpha if rules.mask_dir is None else _mask_file(ref, picture, rules)
+
+
+def _decode_image(data: bytes, rules: DecodeRules, reduction: images.Reduction | None) -> Picture:
+    return images.decode(
         data,
         max_pixels=rules.max_pixels,
         allow_truncated=rules.allow_truncated,
-        reduction=reduction_for(rules.geometry) if rules.fast else None,
+        reduction=reduction,
     )
-    return picture, picture.alpha if rules.mask_dir is None else _mask_file(ref, picture, rules)
 
 
 def _place(

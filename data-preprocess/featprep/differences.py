@@ -85,6 +85,7 @@ _FLAGS: dict[str, Words] = {
     "normalize": _valued("--normalize"),
     "deterministic": _switch("deterministic"),
     "batch_size": _valued("--batch_size"),
+    "compile": lambda value: f"--compile {'on' if value else 'off'}",
 }
 # What follows from another setting that differs, and would only tell the same again.
 _FOLLOWS = {
@@ -93,7 +94,7 @@ _FOLLOWS = {
     "tile": ("overlap",),
     "layer": ("norm",),
     "feature": ("norm",),
-    "deterministic": ("threads", "batch_size"),
+    "deterministic": ("threads", "batch_size", "compile"),
 }
 
 

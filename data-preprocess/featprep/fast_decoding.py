@@ -7,7 +7,8 @@ decides what the network sees. Sizes, offsets and masks are those of the whole s
 
 from __future__ import annotations
 
-from featprep import images
+from collections.abc import Callable
+
 from featprep.errors import ImageError
 from featprep.geometry import Geometry, place
 from featprep.images import Reduction
@@ -38,9 +39,9 @@ def reduction_for(geometry: Geometry) -> Reduction:
 class Pictures:
     """One file's picture as each of several networks may see it, decoded once for each scale."""
 
-    def __init__(self, first: Picture, data: bytes, max_pixels: int) -> None:
-        """`first`: as it was decoded for one of them."""
-        self._first, self._data, self._max_pixels = first, data, max_pixels
+    def __init__(self, first: Picture, decode: Callable[[Reduction], Picture]) -> None:
+        """`first`: as it was decoded for one of them. `decode`: again, at another scale."""
+        self._first, self._decode = first, decode
         self._by_scale = {first.reduced: first}
 
     def under(self, geometry: Geometry) -> Picture:
@@ -50,6 +51,5 @@ class Pictures:
         reduction = reduction_for(geometry)
         by = reduction(*self._first.size)
         if by not in self._by_scale:
-            again = images.decode(self._data, max_pixels=self._max_pixels, reduction=reduction)
-            self._by_scale[by] = again
+            self._by_scale[by] = self._decode(reduction)
         return self._by_scale[by]

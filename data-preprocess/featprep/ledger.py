@@ -99,7 +99,7 @@ def is_record(line: Line) -> bool:
 
 
 class Ledger:
-    """Open from `__enter__` (lock, then identity) to `__exit__`; one thread at a time may write.
+    """Open from `__enter__` (lock, then identity) to `__exit__`; several threads may record.
 
     Raises LockError, FingerprintError and OutputError, all before anything is touched.
     """
@@ -117,7 +117,7 @@ class Ledger:
         self.lock = RunLock(self.folder, self.tag, break_lock=options.break_lock, run=run)
         self.results_path = os.path.join(self.folder, f"results-{self.tag}.jsonl")
         self.failures_path = os.path.join(self.folder, _failures_name(self.tag))
-        self._appending = threading.Lock()  # the writer thread appends, and the start adopts
+        self._appending = threading.Lock()  # the writers append, and the start adopts
         self._is_held = False
         self.is_complete = False  # set by the run once every image of it was tried
 
@@ -130,6 +130,17 @@ class Ledger:
                 "anywhere; remove it, or use another --output"
             )
         self._refuse_strangers(read_run(self.output))
+
+    def to_remove(self) -> int:
+        """Results that --overwrite removes before anything is encoded: all of another run's."""
+        before = read_run(self.output)
+        if not (self.options.overwrite and self._strangeness(before)):
+            return 0
+        with contextlib.closing(LineIndex(self.folder, "results-*.jsonl")) as results:
+            return self._count(results)
+
+    def _count(self, results: LineIndex) -> int:
+        return len(results) or self.options.taken
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -260,8 +271,7 @@ class Ledger:
 
     def _remove_results(self, older: list[Fingerprint]) -> None:
         with contextlib.closing(LineIndex(self.folder, "results-*.jsonl")) as results:
-            count = len(results) or self.options.taken
-            self._clear(count, (line["key"] for line in results), older)
+            self._clear(self._count(results), (line["key"] for line in results), older)
         for name in os.listdir(self.folder):
             if name.startswith(("results-", "failures")):
                 Path(self.folder, name).unlink()

@@ -42,6 +42,8 @@ def print_plan(config: EncodeConfig, parts: Sequence[Part]) -> None:
         if part.title:
             print(f"encoder     {part.title}")
         print(f"there       {census.done:,} results{again}; {missing:,} missing")
+        if part.to_remove:
+            print(f"to remove   {part.to_remove:,} results of other settings: all that there are")
         print(f"to write    {text}")
     if len(parts) > 1 and total >= 0:
         print(f"in all      {size_text(total)} in {len(parts)} folders of {config.output}")

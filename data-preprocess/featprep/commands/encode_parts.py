@@ -45,6 +45,7 @@ class Part:
     store: NpyTreeStore
     source: Source
     census: Census
+    to_remove: int = 0  # results of other settings, with --overwrite
     session: Session = field(init=False)
 
     @property
@@ -152,7 +153,9 @@ def _refuse_early(part: Part) -> None:
         mine = _expected(config, spec, resolved, mine)
     identity = RunIdentity(mine, part.source.root)
     options = LedgerOptions(config.shard, config.overwrite, config.moved, taken=part.census.taken)
-    Ledger(config.output, identity, options, lambda count, keys, older: None).check()
+    ledger = Ledger(config.output, identity, options, lambda count, keys, older: None)
+    ledger.check()
+    part.to_remove = ledger.to_remove() if config.plan else 0
 
 
 def _expected(
@@ -163,7 +166,9 @@ def _expected(
     mine = fingerprint(config, spec, before.get("weights", ""), resolved, precision)
     asked_of_model = "cells" if config.grid else "grid"
     size = config.batch_size or before.get("batch_size")
-    decided = fixed(config, before.get("threads"), size)
+    asked = {"on": True, "off": False}.get(config.compile)
+    compiled = bool(before.get("compile")) if asked is None else asked
+    decided = fixed(config, before.get("threads"), size, compiled)
     return {**mine, **decided, asked_of_model: before.get(asked_of_model)}
 
 

@@ -25,17 +25,8 @@ NORMALIZE = ("none", "each", "all")
 SETTINGS = (
     *("size", "resize", "max_tokens", "background", "pos_embed", "device", "fp16", "precision"),
     *("batch_size", "workers", "decode_timeout", "max_pixels", "allow_truncated", "names"),
-    *(
-        "overwrite",
-        "moved",
-        "break_lock",
-        "shard",
-        "limit",
-        "trust_weights",
-        "quick_gelu",
-        "quiet",
-        "verbose",
-    ),
+    *("overwrite", "moved", "break_lock", "shard", "limit", "trust_weights", "quick_gelu"),
+    *("quiet", "verbose"),
 )
 
 

@@ -47,6 +47,8 @@ def _name(module: nn.Module) -> str:
 
 def _fuse_quick_gelu(mlp: nn.Module, act: nn.Module) -> None:
     """first(x) is made 1.702 times as large, and what second takes that much smaller."""
+    from torch import nn
+
     layers: Any = _layers_around(mlp, act)
     if layers is None:
         return
@@ -56,7 +58,7 @@ def _fuse_quick_gelu(mlp: nn.Module, act: nn.Module) -> None:
     if first.bias is not None:
         first.bias.data = first.bias.data.float().mul_(_SLOPE).to(first.bias.dtype)
     first.__class__, second.__class__ = _with_silu(), _scaled()
-    act.__class__ = _passed()
+    act.__class__ = nn.Identity
 
 
 def _layers_around(mlp: nn.Module, act: nn.Module) -> tuple[Any, Any] | None:
@@ -117,14 +119,3 @@ def _scaled() -> Any:
             raise RuntimeError("this layer's weight holds a part of the QuickGELU beside it")
 
     return ScaledLinear
-
-
-@cache
-def _passed() -> Any:
-    from torch import nn
-
-    class Passed(nn.Module):
-        def forward(self, input: Tensor) -> Tensor:
-            return input
-
-    return Passed

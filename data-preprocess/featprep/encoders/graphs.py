@@ -14,7 +14,8 @@ _RECORDING = threading.Lock()  # one at a time: recording stops what the device 
 _NOT_RECORDED = "captur"  # how CUDA and torch word it
 _WARM = 3  # passes before it, in which libraries choose their kernels and take their memory
 
-Forward = Callable[["Tensor"], dict[str, "Tensor"]]
+OnDevice = dict[int | str, "Tensor"]  # a result's parts: maps under their layers, others by name
+Forward = Callable[["Tensor"], OnDevice]
 
 
 class Graph:
@@ -24,12 +25,12 @@ class Graph:
         self._key: Any = None
         self._graph: Any = None
         self._pixels: Any = None
-        self._found: dict[str, Tensor] = {}
+        self._found: OnDevice = {}
 
     def __deepcopy__(self, memo: object) -> Self:
         return type(self)()
 
-    def run(self, key: Any, pixels: Tensor, forward: Forward) -> dict[str, Tensor]:
+    def run(self, key: Any, pixels: Tensor, forward: Forward) -> OnDevice:
         """`forward(pixels)`, replayed where it was recorded for this `key` and shape. The tensors
         hold until the next call. What is met first is recorded: a run has one size of batch. A
         network that asks the host on its way cannot be recorded, and runs as it did."""

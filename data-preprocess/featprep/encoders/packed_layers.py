@@ -39,12 +39,17 @@ def product(input: Tensor, packed: Tensor, bias: Tensor | None, then: str = "non
     return result
 
 
-def _plain(packed: Tensor) -> nn.Parameter:
+def _unpack(module: Any, name: str, plain_class: type[nn.Module]) -> nn.Parameter:
+    """Who reads a weight computes with it by himself: from now on it is a plain module."""
     import torch
     from torch import nn
 
     with torch.inference_mode(False), torch.no_grad():
-        return nn.Parameter(packed.to_dense(), requires_grad=False)
+        plain = nn.Parameter(module.packed.to_dense(), requires_grad=False)
+    del module.packed
+    module.__class__ = plain_class
+    module._parameters[name] = plain
+    return plain
 
 
 # --- linear layers
@@ -82,12 +87,7 @@ def packed_linear() -> Any:
 
         @property
         def weight(self) -> nn.Parameter:  # type: ignore[override]
-            """Who reads it computes with it by himself: from now on it is a plain layer."""
-            plain = _plain(self.packed)
-            del self.packed
-            self.__class__ = nn.Linear  # type: ignore[assignment]
-            self._parameters["weight"] = plain
-            return plain
+            return _unpack(self, "weight", nn.Linear)
 
     return PackedLinear
 
@@ -146,12 +146,7 @@ def _packed_attention() -> Any:
 
         @property
         def in_proj_weight(self) -> nn.Parameter:  # type: ignore[override]
-            """As a packed layer's."""
-            plain = _plain(self.packed)
-            del self.packed
-            self.__class__ = nn.MultiheadAttention  # type: ignore[assignment]
-            self._parameters["in_proj_weight"] = plain
-            return plain
+            return _unpack(self, "in_proj_weight", nn.MultiheadAttention)
 
     return PackedAttention
 

@@ -14,18 +14,30 @@ _KEPT = 8  # --resize keep meets any number of grids, of up to 64 MB each
 
 
 class PositionCache:
-    """What `make(grid)` gave for the grids met last."""
+    """What `make(grid, …)` gave for the grids met last. Threads may share it, each on a stream of
+    its own."""
 
-    def __init__(self, make: Callable[[Grid], Tensor]) -> None:
+    def __init__(self, make: Callable[..., Tensor]) -> None:
         self._make = make
         self.grids: dict[Grid, Tensor] = {}
 
-    def at(self, grid: Grid) -> Tensor:
-        if grid not in self.grids:
-            if len(self.grids) == _KEPT:
-                self.grids.pop(next(iter(self.grids)))
-            self.grids[grid] = self._make(grid)
-        return self.grids[grid]
+    def at(self, grid: Grid, *given: object) -> Tensor:
+        found = self.grids.get(grid)
+        if found is None:
+            found = self._make(grid, *given)
+            _settle(found)
+            while len(self.grids) >= _KEPT:
+                self.grids.pop(next(iter(self.grids)), None)
+            self.grids[grid] = found
+        return found
+
+
+def _settle(made: Tensor) -> None:
+    """On CUDA, wait until it is there: who reads it next may do so on another stream."""
+    import torch
+
+    if made.is_cuda:
+        torch.cuda.current_stream(made.device).synchronize()
 
 
 def keep_positions(network: nn.Module) -> None:
@@ -41,22 +53,10 @@ def keep_positions(network: nn.Module) -> None:
 
 def _keep_positions(embeddings: Any) -> None:
     interpolate = embeddings.interpolate_pos_encoding
-    kept: dict[Grid, Tensor] = {}
-
-    def interpolate_pos_encoding(tokens: Tensor, height: int, width: int) -> Tensor:
-        import torch
-
-        found = kept.get((height, width))
-        if found is None:
-            made: Tensor = interpolate(tokens, height, width)
-            if made.is_cuda:  # other threads read it on streams of their own
-                torch.cuda.current_stream(made.device).synchronize()
-            while len(kept) >= _KEPT:
-                kept.pop(next(iter(kept)), None)
-            found = kept[height, width] = made
-        return found
-
-    embeddings.interpolate_pos_encoding = interpolate_pos_encoding
+    cache = PositionCache(lambda size, tokens: interpolate(tokens, *size))
+    embeddings.interpolate_pos_encoding = lambda tokens, height, width: cache.at(
+        (height, width), tokens
+    )
 
 
 def call_with(module: nn.Module, name: str, positions: Tensor, *given: object) -> Any:

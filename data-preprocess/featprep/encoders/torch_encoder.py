@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from featprep.encoders import compiling, packing, wants
 from featprep.encoders.base import EncoderSpec, LoadOptions, Want, check_pos_embed
 from featprep.encoders.fixed_kernels import fixed_kernels, is_missing
-from featprep.encoders.graphs import Graph
+from featprep.encoders.graphs import Graph, OnDevice
 from featprep.encoders.transfer import Transfer
 from featprep.encoders.weights import Found, one_line
 from featprep.errors import OutOfMemoryError, UsageError
@@ -134,12 +134,10 @@ class TorchEncoder(ABC):
             found = self._run_on_device(self._transfer.upload(pixels), want)
             arrays = self._transfer.download(list(found.values()))
         named = dict(zip(found, arrays, strict=True))
-        prefix, pooled = named.pop("prefix", None), named.pop("pooled", None)
-        finite = named.pop("finite", None)
-        return FeatureMaps({int(layer): map_ for layer, map_ in named.items()},
-                           prefix=prefix, pooled=pooled, finite=finite)  # fmt: skip
+        beside = {name: named.pop(name, None) for name in ("prefix", "pooled", "finite")}
+        return FeatureMaps(named, **beside)  # type: ignore[arg-type]
 
-    def _run_on_device(self, pixels: Tensor, want: Want) -> dict[str, Tensor]:
+    def _run_on_device(self, pixels: Tensor, want: Want) -> OnDevice:
         if self._graph is None:
             return self._compute_on_device(pixels, want)
         return self._graph.run(want, pixels, lambda same: self._compute_on_device(same, want))
@@ -155,8 +153,8 @@ class TorchEncoder(ABC):
         if self._transfer.is_cuda:
             self._graph = Graph()
 
-    def _compute_on_device(self, pixels: Tensor, want: Want) -> dict[str, Tensor]:
-        """(B, 3, H, W) uint8 → what FeatureMaps holds, maps by their layers; all on the device."""
+    def _compute_on_device(self, pixels: Tensor, want: Want) -> OnDevice:
+        """(B, 3, H, W) uint8 → what FeatureMaps holds, the maps under their layers."""
         import torch
 
         dtype, (height, width) = getattr(torch, want.dtype), pixels.shape[-2:]
@@ -164,8 +162,8 @@ class TorchEncoder(ABC):
         taken = self._take(self._normalised(pixels), want)
         rows, columns = grids[want.layers[0]]
         first = taken.layers[want.layers[0]]
-        found = {
-            str(layer): _as_map(tokens, grids[layer]) for layer, tokens in taken.layers.items()
+        found: OnDevice = {
+            layer: _as_map(tokens, grids[layer]) for layer, tokens in taken.layers.items()
         }
         if want.prefix:
             found["prefix"] = first[:, : first.shape[1] - rows * columns]
