@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 from featprep import devices, encoders
 from featprep.commands import encode
 from featprep.encoders import compiling
@@ -25,6 +27,13 @@ from torch import nn
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 3, 224, 224), np.uint8)
 FAMILIES = ["clip:tiny", "hf:tiny", "openclip:tiny", "timm:tiny"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept() -> Iterator[None]:
+    """What torch.compile keeps of each network it has seen."""
+    yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture
