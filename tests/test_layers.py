@@ -23,7 +23,7 @@ HOUSE = ROOT / "data-preprocess"
 LAYERS = {
     "plain data": [
         "records", "config", "settings", "errors", "naming", "version", "extras", "encoders.base",
-        "differences", "python_words",
+        "differences", "python_words", "tallies",
     ],
     "images": [
         "images", "image_files", "image_kinds", "pixels", "deep_samples", "codec_state",

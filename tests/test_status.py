@@ -74,6 +74,26 @@ def test_failures_that_differ_in_numbers_alone_are_one_reason(made: Bench) -> No
     assert (len(told), told[-1]) == (11, "failed   … 3 more reasons")
 
 
+def test_notes_of_results_are_counted_and_a_compiled_run_says_so(made: Bench) -> None:
+    folder = made.output / ".featprep"
+    lines = [json.loads(line) for line in (folder / "results-all.jsonl").read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line["notes"] = [f"made smaller, to {64 + number}×32", *["odd"] * (number == 1)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "results-all.jsonl").write_text(text)
+    run = json.loads((folder / "run.json").read_text())
+    run["about"] |= {"compile": True}
+    (folder / "run.json").write_text(json.dumps(run))
+    told = status(made).splitlines()
+    assert [line for line in told if line.startswith("noted")] == [
+        "noted    4 × made smaller, to 64×32",
+        "noted    1 × odd",
+    ]
+    assert f"device   {run['about']['device']}  batch 4, compiled" in told
+    found = json.loads(status(made, "--json"))
+    assert found["."]["notes"] == {"made smaller, to 64×32": 4, "odd": 1}
+
+
 def test_where_the_input_is_gone_what_is_recorded_is_still_told(made: Bench) -> None:
     shutil.rmtree(made.input)
     said = status(made)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from featprep import api
+from featprep import api, cli
 from featprep.codec_state import lenient_pillow, strict_pillow
 from featprep.errors import ImageError, TruncatedError
 from featprep.image_files import read_image_file
@@ -160,12 +160,18 @@ def test_a_run_encodes_what_is_there_and_says_so(bench: Bench) -> None:  # noqa:
     (failed,) = bench.lines("failures.jsonl")
     assert failed["reason"] == "PNG is truncated: the file ends before the image does"
     whole = bench.tree()
-    assert bench.run("--size", "32", "--save_meta", "--allow_truncated") == 0
+    summary = str(bench.root / "summary.json")
+    words = ("--size", "32", "--save_meta", "--allow_truncated", "--summary", summary)
+    assert bench.run(*words) == 0
+    assert f"\nnoted    1 × {CUT_SHORT}\n" in bench.said
+    assert json.loads(Path(summary).read_text())["notes"] == {CUT_SHORT: 1}
     lines = {line["key"]: line for line in bench.lines("results-all.jsonl")}
     assert (lines["cut"]["notes"], lines["whole"]["notes"]) == ([CUT_SHORT], [])
     assert json.loads((bench.output / "cut.json").read_text())["notes"] == [CUT_SHORT]
     assert {name: bench.tree()[name] for name in whole} == whole
     assert not (bench.output / ".featprep/failures.jsonl").exists()
+    assert cli.main(["status", str(bench.output)]) == 0
+    assert f"\nnoted    1 × {CUT_SHORT}\n" in bench.capsys.readouterr().out
 
 
 def test_from_python_too(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from featprep.standing import Standing
 from featprep.stores.base import Written
 from featprep.stores.npy_files import FEATURE, read_array, read_npz
 from featprep.stores.npy_tree import MASK, META, VECTORS, NpyTreeStore, layer_file
+from featprep.tallies import Tally
 
 
 def entries_left(
@@ -69,6 +70,7 @@ class Recorder:
         self.store, self.ledger, self.run_meta = store, ledger, run_meta
         self.resolved, self.overwrite = resolved, overwrite
         self.skipped = 0
+        self.noted = Tally()
         self.on_replaced: Callable[[], None] = lambda: None
         self._written = _Lines()
         self._stale: set[str] = set()  # on their way: maps of a source that has changed since
@@ -124,6 +126,8 @@ class Recorder:
         written = self.store.write(key, result)
         self._stale.discard(key)
         noted = _noted(image, notes)
+        for note in noted:
+            self.noted.add(note)
         self._written.lines.append(_line(image.ref, image.sha256, shape, dtype, written, noted))
 
     def flush(self) -> None:

@@ -6,7 +6,6 @@ Reads records, names and sizes, and no result. Prints nothing and changes nothin
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from featprep.runs import Run
 from featprep.sources import Selection, Source
 from featprep.standing import Standing
 from featprep.stores.npy_files import FEATURE
+from featprep.tallies import Tally
 
 
 @dataclass(slots=True)
@@ -38,13 +38,15 @@ class Images:
 class Status:
     """Of one output. `images` is None, and `trouble` says why, where the input cannot be listed.
     `results`: recorded ones whose map stands. `failures`: (stage, reason) → how many, digits that
-    differ left out of the comparison. `last`: seconds since the epoch."""
+    differ left out of the comparison; `notes`: likewise, of the results. `last`: seconds since the
+    epoch."""
 
     fingerprint: dict[str, Any]
     input: str
     about: dict[str, Any]
     results: int = 0
-    failures: Counter[tuple[str, str]] = field(default_factory=Counter)
+    failures: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    notes: Counter[tuple[str, ...]] = field(default_factory=Counter)
     images: Images | None = None
     trouble: str = ""
     files: int = 0
@@ -65,11 +67,8 @@ def read_status(output: str) -> Status:
         closing(LineIndex(folder_of(output), "failures*.jsonl")) as failures,
     ):
         status.last = _last(output)
-        status.results = sum(
-            is_record(line) and os.path.exists(run.store.path(line["key"] + FEATURE))
-            for line in results
-        )
-        status.failures = _grouped(failures)
+        status.results, status.notes = _recorded(run, results)
+        status.failures = _failed(failures)
         try:
             status.images = _images(run, results, failures)
         except (UsageError, OSError, ValueError) as error:  # ValueError: a name with a NUL
@@ -111,15 +110,23 @@ def _source(run: Run) -> Source:
     return Source(run.input, selection)
 
 
-def _grouped(failures: LineIndex) -> Counter[tuple[str, str]]:
-    """By stage and reason, the most frequent first; each group bears its first reason."""
-    counts: Counter[tuple[str, str]] = Counter()
-    names: dict[tuple[str, str], tuple[str, str]] = {}
+def _recorded(run: Run, results: LineIndex) -> tuple[int, Counter[tuple[str, ...]]]:
+    """Of the results whose map stands: how many, and what is noted of them."""
+    count, notes = 0, Tally()
+    for line in results:
+        if is_record(line) and os.path.exists(run.store.path(line["key"] + FEATURE)):
+            count += 1
+            for note in line["notes"]:
+                notes.add(str(note))
+    return count, notes.counts()
+
+
+def _failed(failures: LineIndex) -> Counter[tuple[str, ...]]:
+    """(stage, reason) → how many."""
+    tally = Tally()
     for line in failures:
-        stage, reason = str(line.get("stage")), str(line.get("reason"))
-        group = stage, re.sub(r"\d[\d,.]*", "#", reason)
-        counts[names.setdefault(group, (stage, reason))] += 1
-    return Counter(dict(counts.most_common()))
+        tally.add(str(line.get("stage")), str(line.get("reason")))
+    return tally.counts()
 
 
 def _disk(output: str) -> tuple[int, int]:

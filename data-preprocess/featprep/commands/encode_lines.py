@@ -148,6 +148,8 @@ def close(
             failed += f": {printable(recorder.ledger.failures_path)}"
         title = f"{part.title}: " if part.title else ""
         say(verb, f"{title}{lane.encoded:,} encoded, {recorder.skipped:,} skipped{failed}")
+        for (note,), count in recorder.noted.counts().items():
+            say("noted", f"{title}{count:,} × {note}")
     if len(parts) > 1:
         what = f"{totals.encoded:,} encoded, {skipped:,} skipped, {totals.failed:,} failed"
         say("in all", f"{what}, of {len(parts)} encoders")
@@ -195,6 +197,7 @@ def _figures(part: Part, lane: Lane, recorder: Recorder) -> dict[str, Any]:
         "encoded": lane.encoded,
         "skipped": recorder.skipped,
         "failed": lane.failed,
+        "notes": {note: count for (note,), count in recorder.noted.counts().items()},
         "batch_size": session.batch_size,
         "size": list(size) if size else None,
     }

@@ -52,7 +52,9 @@ def _plain(status: Status) -> dict[str, Any]:
         {"stage": stage, "reason": reason, "count": count}
         for (stage, reason), count in status.failures.items()
     ]
-    return {**asdict(replace(status, failures=Counter())), "failures": failures}
+    notes = {note: count for (note,), count in status.notes.items()}
+    plain = asdict(replace(status, failures=Counter(), notes=Counter()))
+    return {**plain, "failures": failures, "notes": notes}
 
 
 def _tell(title: str, status: Status) -> None:
@@ -61,14 +63,20 @@ def _tell(title: str, status: Status) -> None:
         ("output", f"{title}  {status.files:,} files, {size_text(status.size)}"),
         ("encoder", f"{there.get('encoder')}  weights {str(there.get('weights'))[:8]}"),
         ("settings", _settings_text(there)),
-        ("device", f"{status.about.get('device')}  batch {status.about.get('batch_size')}"),
+        ("device", _device_text(status.about)),
         ("input", f"{status.input}  {_input_text(status)}"),
         *_failed_rows(status),
+        *(("noted", f"{count:,} × {note}") for (note,), count in status.notes.items()),
         ("results", f"{status.results:,} recorded, {_when(status.last)}"),
         ("at work", "; ".join(status.holders) or "nobody"),
     ]
     for label, text in rows:
         print(f"{label:<8} {printable(text)}")
+
+
+def _device_text(about: dict[str, Any]) -> str:
+    compiled = ", compiled" if about.get("compile") else ""
+    return f"{about.get('device')}  batch {about.get('batch_size')}{compiled}"
 
 
 def _settings_text(fingerprint: dict[str, Any]) -> str:
