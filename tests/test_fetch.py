@@ -16,9 +16,8 @@ import pytest
 import text_checkpoints
 from featprep import encoders
 from featprep.cli import main
-from featprep.encoders import copies, openclip_cards
+from featprep.encoders import copies, openai_clip, openclip_cards
 from featprep.encoders.base import LoadOptions, ModelName
-from featprep.encoders.openai_clip import import_clip
 from featprep.encoders.tiny import write_openclip, write_tiny
 from hub_server import COMMIT, hub_of, in_process
 
@@ -45,7 +44,7 @@ def clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     source = tmp_path / "server" / sha256 / "ViT-B-32.pt"
     source.parent.mkdir(parents=True)
     shutil.copy(file, source)
-    monkeypatch.setattr(import_clip(), "_MODELS", {"ViT-B/32": source.as_uri()})
+    monkeypatch.setattr(openai_clip, "PUBLISHED", {"ViT-B/32": source.as_uri()})
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("HF_HUB_OFFLINE")
     return source

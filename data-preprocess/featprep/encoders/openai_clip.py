@@ -3,7 +3,9 @@ openai_clip_resnet. Knows no network and no digest rule."""
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +15,11 @@ from featprep.encoders import digests, downloads, wants, weights
 from featprep.encoders.base import EncoderSpec, LoadOptions, ModelName
 from featprep.encoders.block_encoder import BlockEncoder
 from featprep.encoders.clip_precision import cast
-from featprep.encoders.openai_clip_cards import KNOWN, MEAN, STD, spec_of
+from featprep.encoders.openai_clip_cards import KNOWN, MEAN, PUBLISHED, STD, spec_of
 from featprep.encoders.openai_clip_resnet import OpenAIResNetEncoder
 from featprep.encoders.positions import Grid, PositionCache, call_with, of_square
 from featprep.encoders.torch_encoder import TorchEncoder, place
+from featprep.encoders.unfilled import unfilled
 from featprep.encoders.weights import Found
 from featprep.errors import UsageError, WeightsError
 
@@ -50,7 +53,7 @@ def read(
     name: ModelName, found: Found, options: LoadOptions
 ) -> tuple[EncoderSpec, dict[str, Tensor]]:
     """What a file holds: the spec, and the tensors of both towers."""
-    published = {url.split("/")[-2] for url in import_clip()._MODELS.values()}
+    published = {url.split("/")[-2] for url in PUBLISHED.values()}
     tensors = weights.unwrapped(
         weights.read_tensors(found.path, name, published, options.trust_weights, inside=_INSIDE)
     )
@@ -62,10 +65,14 @@ def find(name: ModelName) -> Found:
     """Its file: local, in clip's cache, or downloaded by clip."""
     if name.path is not None:
         return weights.local_file(name.path)
-    clip = import_clip()
-    url: str = clip._MODELS[name.id]
+    url = PUBLISHED[name.id]
     sha256 = url.split("/")[-2]
-    return downloads.published_file(name, url, sha256, CACHE.expanduser(), clip._download)
+    return downloads.published_file(name, url, sha256, CACHE.expanduser(), _download)
+
+
+def _download(url: str, folder: str) -> str:
+    path: str = import_clip()._download(url, folder)
+    return path
 
 
 def import_clip() -> Any:
@@ -76,27 +83,49 @@ def import_clip() -> Any:
             clip = importlib.import_module("clip.clip")
             importlib.import_module("clip.model")
     except ImportError as error:
-        raise UsageError(
-            f"clip: models need OpenAI's clip ({weights.one_line(error)}); type: "
-            "pip install clip-anytorch 'setuptools<81'"
-        ) from error
+        raise _lacking(error) from error
     return clip
+
+
+@functools.cache
+def model_room() -> Any:
+    """The module clip.model, which needs torch alone.
+
+    Read from its file: importing it by its name runs the package's own __init__ first, which brings
+    torchvision for the preprocessing, and with that torch's compiler: 1.7 s of every start.
+    """
+    try:
+        package = importlib.util.find_spec("clip")
+        if package is None or not package.submodule_search_locations:
+            raise ImportError("No module named 'clip'")
+        path = Path(package.submodule_search_locations[0], "model.py")
+        spec: Any = importlib.util.spec_from_file_location("clip.model", path)
+        room = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(room)
+    except (ImportError, OSError) as error:
+        raise _lacking(error) from error
+    return room
+
+
+def _lacking(error: BaseException) -> UsageError:
+    return UsageError(
+        f"clip: models need OpenAI's clip ({weights.one_line(error)}); type: "
+        "pip install clip-anytorch 'setuptools<81'"
+    )
 
 
 def _build(tensors: Mapping[str, Tensor], name: ModelName, path: Path) -> Any:
     """The vision tower in float32, every value as the file has it.
 
-    clip's build_model casts to float16 on its way, so it sees shapes alone (the meta device); the
-    numbers are put in afterwards, strictly. The text tower is let go.
+    clip's build_model casts to float16 on its way, so it fills nothing; the numbers are put in
+    afterwards, strictly. The text tower is let go.
     """
-    import torch
-
-    model_room = importlib.import_module("clip.model")
+    room = model_room()
     weights.of_tower(name, path, ((k, t) for k, t in tensors.items() if k.startswith("visual.")))
     try:
-        with torch.device("meta"):
-            model = model_room.build_model({key: item.to("meta") for key, item in tensors.items()})
-        model.float().load_state_dict(
+        with unfilled():
+            model = room.build_model(dict(tensors))
+        model.load_state_dict(
             {key: item.float() for key, item in tensors.items()}, strict=True, assign=True
         )
     except BUILD_ERRORS as error:
