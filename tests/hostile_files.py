@@ -48,7 +48,7 @@ KINDS = {
     b"GI": ".gif",
     b"\0\0": ".avif",
 }
-OURS = re.compile(r"(encoder|device|input|shapes|failed|done|time|progress|memory|) {1,9}\S")
+OURS = re.compile(r"(encoder|device|input|shapes|failed|done|time|noted|progress|memory|) {1,9}\S")
 WORKER_BYTES = 6_000_000_000  # of one decoding process: 200 million pixels, several copies of them
 
 

@@ -132,7 +132,7 @@ def test_an_image_that_does_not_decode_fails_in_each_and_the_code_is_three(two: 
     assert " results/s; busy: " in two.said
     assert figures["encoders"]["hf_tiny"] == {
         "encoder": "fake:coarse", "images": 2, "encoded": 1, "skipped": 0, "failed": 1,
-        "batch_size": 4, "size": [32, 32],
+        "batch_size": 4, "size": [32, 32], "notes": {},
     }  # fmt: skip
     assert "encoder" not in figures
 

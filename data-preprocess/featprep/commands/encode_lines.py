@@ -149,7 +149,7 @@ def close(
         title = f"{part.title}: " if part.title else ""
         say(verb, f"{title}{lane.encoded:,} encoded, {recorder.skipped:,} skipped{failed}")
         for (note,), count in recorder.noted.counts().items():
-            say("noted", f"{title}{count:,} × {note}")
+            say("noted", f"{title}{count:,} × {printable(note)}")
     if len(parts) > 1:
         what = f"{totals.encoded:,} encoded, {skipped:,} skipped, {totals.failed:,} failed"
         say("in all", f"{what}, of {len(parts)} encoders")
