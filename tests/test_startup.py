@@ -7,15 +7,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from featprep import session
 from featprep.config import EncodeConfig
+from featprep.encoders import openai_clip
 from featprep.encoders.base import ModelName
 from featprep.encoders.openai_clip import import_clip, model_room
 from featprep.encoders.unfilled import unfilled
-from featprep.errors import WeightsError
+from featprep.errors import UsageError, WeightsError
 from PIL import Image
 
 HOUSE = Path(__file__).resolve().parent.parent / "data-preprocess"
@@ -75,6 +78,16 @@ def test_the_room_is_the_librarys_own_file() -> None:
     whole = sys.modules["clip.model"]
     assert model_room().__file__ == whole.__file__
     assert model_room().QuickGELU.__module__ == "clip.model"
+
+
+@pytest.mark.parametrize("there", [None, SimpleNamespace(submodule_search_locations=["/nowhere"])])
+def test_without_clip_it_is_said_what_to_type(monkeypatch: pytest.MonkeyPatch, there: Any) -> None:
+    model_room.cache_clear()
+    monkeypatch.setattr(openai_clip.importlib.util, "find_spec", lambda _: there)
+    with pytest.raises(UsageError) as caught:
+        model_room()
+    assert str(caught.value).startswith("clip: models need OpenAI's clip (")
+    assert str(caught.value).endswith("); type: pip install clip-anytorch 'setuptools<81'")
 
 
 @pytest.mark.parametrize("was_enabled", [True, False])
