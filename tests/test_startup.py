@@ -73,6 +73,24 @@ def test_unfilled_modules_take_a_checkpoint_as_filled_ones_do() -> None:
         assert torch.equal(model.visual(pixels), filled.visual(pixels))
 
 
+def test_texts_first_say_nothing_of_what_the_library_imports(tmp_path: Path) -> None:
+    """clip imports pkg_resources, which warns of its own end."""
+    text = (
+        "from featprep.encoders import load_text\n"
+        "from featprep.encoders.base import LoadOptions, ModelName\n"
+        "print(load_text(ModelName('clip', 'tiny'), LoadOptions()).encode_text(['a']).shape)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", text],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(HOUSE), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("(1, 32)\n", "")
+
+
 def test_the_room_is_the_librarys_own_file() -> None:
     import_clip()
     whole = sys.modules["clip.model"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,7 +59,7 @@ def _build(
     """clip's model in float32 with its text tower filled in, strictly, and none for images."""
     import torch
 
-    room: Any = importlib.import_module("clip.model")
+    room = openai_clip.model_room()
     try:
         with torch.device("meta"):
             model = room.build_model({key: item.to("meta") for key, item in tensors.items()})
