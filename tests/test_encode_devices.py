@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from featprep.commands import encode_devices
+from featprep.commands.console import say
 from featprep.commands.encode_devices import parted
 from featprep.config import EncodeConfig
 from featprep.naming import is_in_shard
@@ -103,6 +105,17 @@ def test_two_processes_write_what_one_writes_and_tell_it_together(tmp_path: Path
     assert set(summary["devices"]) == {"cpu (1)", "cpu (2)"}
     again = _featprep(*usual, "--output", str(tmp_path / "two"))  # one device goes on with it
     assert "12 done before" in again.communicate(timeout=240)[1]
+
+
+def test_a_line_goes_out_whole_since_other_processes_write_there_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(
+        sys, "stderr", SimpleNamespace(write=written.append, flush=lambda: written.append("flush"))
+    )
+    say("done", "all")
+    assert [text for text in written if text] == ["done     all\n", "flush"]
 
 
 def test_a_signal_to_the_parent_stops_every_process_cleanly(tmp_path: Path) -> None:

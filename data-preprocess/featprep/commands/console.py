@@ -30,8 +30,12 @@ def title_lines(title: str) -> None:
 
 
 def say(label: str, text: str) -> None:
-    """One labelled line, above the bar if one is drawn."""
-    tqdm.write(f"{_title}{label:<8} {text}", file=sys.stderr)
+    """One labelled line, above the bar if one is drawn.
+
+    Its end goes out with it: written apart, a flush of another thread could let the line of another
+    process in between.
+    """
+    tqdm.write(f"{_title}{label:<8} {text}\n", file=sys.stderr, end="")
     sys.stderr.flush()
 
 
