@@ -81,7 +81,6 @@ def import_clip() -> Any:
         with warnings.catch_warnings():  # it imports pkg_resources, which announces its own end
             warnings.simplefilter("ignore")
             clip = importlib.import_module("clip.clip")
-            importlib.import_module("clip.model")
     except ImportError as error:
         raise _lacking(error) from error
     return clip
