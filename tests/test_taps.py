@@ -5,7 +5,6 @@ The references here hook upstream's parts by their names, or ask for hidden stat
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from featprep import certify
 from featprep.encoders import load_encoder
 from featprep.encoders.base import LoadOptions, ModelName, Want
+from featprep.encoders.openai_clip import model_room
 from featprep.encoders.taps import find_attention
 from featprep.encoders.tiny import write_folder, write_tiny
 from test_huggingface import KINDS, PROJECTING, SMALL
@@ -277,7 +277,7 @@ def test_value_of_clip_is_f3rms_formula(clip_encoder: Any) -> None:
 def test_pooled_of_clip_is_what_encode_image_gives(tmp_path: Path, clip_encoder: Any) -> None:
     file = write_tiny("clip", tmp_path)
     tensors = torch.load(file, weights_only=True)
-    model = importlib.import_module("clip.model").build_model(dict(tensors)).float()
+    model = model_room().build_model(dict(tensors)).float()
     model.load_state_dict({key: item.float() for key, item in tensors.items()})
     pixels = images(2, 224, 224)
     ours = clip_encoder.encode(pixels, Want(feature="projected", prefix=True, pooled=True))
